@@ -1,0 +1,1 @@
+"""Answers computed from attributed blocks: peaks, layers, timelines, steps."""

@@ -1,0 +1,166 @@
+"""One row per attention layer: what it is, what it makes, what it keeps."""
+
+from collections.abc import Iterable
+
+import polars as pl
+
+from attnprof.attribution.attention import AttentionCall
+from attnprof.attribution.attribute import Attribution
+from attnprof.attribution.facts import ITEM_BYTES, Facts
+from attnprof.vocabulary import AttentionKind, Category
+
+SCHEMA = {
+    "layer": pl.String,
+    "kind": pl.String,
+    "calls": pl.Int64,
+    "batch": pl.Int64,
+    "heads": pl.Int64,
+    "kv_heads": pl.Int64,
+    "q_len": pl.Int64,
+    "k_len": pl.Int64,
+    "head_dim": pl.Int64,
+    "dtype": pl.String,
+    "softmax_bytes": pl.Int64,
+    "saved_softmax_bytes": pl.Int64,
+    "scores_peak_bytes": pl.Int64,
+    "mask_bytes": pl.Int64,
+    "kv_cache_bytes": pl.Int64,
+    "predicted_saved_bytes": pl.Int64,
+    "backend_reason": pl.String,
+}
+
+
+def describe_layers(attribution: Attribution) -> pl.DataFrame:
+    """Return a row per attention layer; columns as in `SCHEMA`, bytes of its largest call.
+
+    ``softmax_bytes`` are the softmax results of one call, ``saved_softmax_bytes`` every distinct
+    storage between QKᵀ and PV that autograd kept, ``scores_peak_bytes`` the most bytes of scores
+    and softmax the layer ever held at once. Forwards that checkpointing repeats are not counted
+    again.
+    """
+    by_layer: dict[str, list[AttentionCall]] = {}
+    for call in attribution.calls:
+        by_layer.setdefault(call.layer, []).append(call)
+    blocks = _LayerBytes(attribution)
+    rows = []
+    for layer, calls in by_layer.items():
+        counted = [call for call in calls if not call.is_recompute] or calls
+        rows.append(_describe_layer(layer, counted, blocks))
+    rows += [
+        _describe_recurrent(layer, blocks)
+        for layer in blocks.layers_with(Category.RECURRENT_STATE)
+        if layer not in by_layer
+    ]
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+class _LayerBytes:
+    """Sizes of storages, and peaks of categories within a layer."""
+
+    def __init__(self, attribution: Attribution) -> None:
+        self.facts: Facts = attribution.facts
+        frame = attribution.allocations
+        storage = attribution.blocks.storage.tolist()
+        self._size: dict[int, int] = {}
+        for number, size in zip(storage, frame["size_bytes"].to_list(), strict=True):
+            self._size[number] = max(size, self._size.get(number, 0))
+        saved = frame["saved"].to_list()
+        self.saved = {number for number, kept in zip(storage, saved, strict=True) if kept}
+        self._frame = frame.select(
+            pl.col("layer", "category").cast(pl.String), "size_bytes", "start", "end"
+        )
+
+    def size_of(self, rows: Iterable[int], *, saved: bool = False) -> int:
+        """Return the bytes of the distinct storages in operand rows."""
+        storages = {int(self.facts.storage[row]) for row in rows}
+        return sum(self._size.get(s, 0) for s in storages if not saved or s in self.saved)
+
+    def peak_of(self, layer: str, *categories: Category) -> int:
+        """Return the most bytes of some categories that a layer held at once."""
+        own = self._frame.filter(
+            (pl.col("layer") == layer) & pl.col("category").is_in([c.value for c in categories])
+        )
+        if own.is_empty():
+            return 0
+        changes = pl.concat(
+            [
+                own.select(at="start", rank=pl.lit(1), change="size_bytes"),
+                own.select(at="end", rank=pl.lit(0), change=-pl.col("size_bytes")),
+            ]
+        ).sort("at", "rank")
+        return int(changes["change"].cum_sum().max())  # type: ignore[arg-type]  # not empty
+
+    def layers_with(self, category: Category) -> list[str]:
+        """Return the layers that ever held bytes of a category."""
+        found = self._frame.filter(pl.col("category") == category.value)
+        return sorted(layer for layer in found["layer"].unique().to_list() if layer)
+
+
+def _describe_layer(
+    layer: str, calls: list[AttentionCall], blocks: _LayerBytes
+) -> dict[str, object]:
+    # A chunked layer makes several pairs of products in one forward; each is a call here, and
+    # the largest one speaks for the layer. Kinds with scores speak before kinds without.
+    states = [call for call in calls if call.kind is AttentionKind.LINEAR]
+    largest = max(calls, key=lambda c: (blocks.size_of(c.result_rows), c.q_len * c.k_len))
+    kind = largest.kind
+    if states and not any(call.has_normaliser for call in calls):
+        kind = AttentionKind.LINEAR  # products inside a chunk serve the state
+    softmax = blocks.size_of(largest.result_rows)
+    return {
+        "layer": layer,
+        "kind": kind.value,
+        "calls": len(calls),
+        "batch": largest.batch,
+        "heads": largest.heads,
+        "kv_heads": largest.kv_heads,
+        "q_len": largest.q_len,
+        "k_len": largest.k_len,
+        "head_dim": largest.head_dim,
+        "dtype": largest.dtype,
+        "softmax_bytes": softmax,
+        "saved_softmax_bytes": max(blocks.size_of(c.path_rows, saved=True) for c in calls)
+        if kind is not AttentionKind.LINEAR
+        else 0,
+        "scores_peak_bytes": blocks.peak_of(layer, Category.ATTENTION_SCORES, Category.SOFTMAX),
+        "mask_bytes": max(blocks.size_of(c.mask_rows) for c in calls),
+        "kv_cache_bytes": blocks.peak_of(layer, Category.KV_CACHE),
+        "predicted_saved_bytes": _predict_saved(largest, blocks.facts),
+        "backend_reason": _explain_backend(largest),
+    }
+
+
+def _describe_recurrent(layer: str, blocks: _LayerBytes) -> dict[str, object]:
+    row: dict[str, object] = {name: 0 if kind is pl.Int64 else "" for name, kind in SCHEMA.items()}
+    return row | {
+        "layer": layer,
+        "kind": AttentionKind.RECURRENT.value,
+        "backend_reason": "carries a state from token to token; makes no scores",
+    }
+
+
+def _predict_saved(call: AttentionCall, facts: Facts) -> int:
+    """Return what theory says autograd keeps between QKᵀ and PV, in bytes.
+
+    B·H·Tq·Tk elements; one copy in the softmax's dtype, one more if PV reads another dtype, and
+    with dropout its mask and the dropped copy.
+    """
+    if call.kind in (AttentionKind.FUSED, AttentionKind.LINEAR, AttentionKind.OPAQUE):
+        return 0
+    elements = call.batch * call.heads * call.q_len * call.k_len * len(call.result_rows)
+    item = ITEM_BYTES.get(call.dtype, 1)
+    read = {facts.signature_of(row).dtype for row in call.path_rows} - {call.dtype, "bool"}
+    casts = sum(ITEM_BYTES.get(dtype, 1) for dtype in read)
+    return elements * (item + casts + (2 * item if call.has_dropout else 0))
+
+
+def _explain_backend(call: AttentionCall) -> str:
+    """Return why scaled_dot_product_attention took the path it took, as far as ops can tell."""
+    if call.kind is AttentionKind.OPAQUE:
+        return f"{call.backend} is one op; its scores live and die inside it, unseen"
+    if call.kind is AttentionKind.FUSED:
+        return f"fused: {call.backend}"
+    if call.backend == "_safe_softmax":  # torch uses it nowhere but in SDPA's math path
+        why = "dropout on the attention weights" if call.has_dropout else "no fused kernel took it"
+        return f"scaled_dot_product_attention fell back to math: {why}"
+    return f"written out: products around {call.backend}"

@@ -1,0 +1,81 @@
+"""One row per step: how long it took, how much it needed, how long its sequences were."""
+
+import numpy as np
+import polars as pl
+
+from attnprof.analysis.peak import choose_device, replay
+from attnprof.attribution.attribute import Attribution
+from attnprof.vocabulary import Phase
+
+
+def describe_steps(attribution: Attribution, *, device: str | None = None) -> pl.DataFrame:
+    """Return a row per step.
+
+    Columns: ``step``, ``begin_ns``, ``end_ns``, ``wall_seconds``, ``seq_len`` and ``batch`` of the
+    data, ``ops``, ``peak_bytes`` and ``peak_phase`` on the device, ``reserved_bytes`` (null where
+    no allocator reserves), and seconds per phase as ``<phase>_seconds``.
+    """
+    timeline, facts = attribution.timeline, attribution.facts
+    device = choose_device(attribution.allocations, device)
+    begins = timeline.step_begin
+    ends = np.append(begins[1:], facts.count)
+    replayed = replay(attribution.allocations, device)
+    step_of_block = replayed.frame["step"].to_numpy()
+    phase_of_block = replayed.frame["phase"].cast(pl.String).to_list()
+    lengths = _read_lengths(attribution)
+    rows = []
+    for step, (begin, end) in enumerate(zip(begins.tolist(), ends.tolist(), strict=True)):
+        own = np.flatnonzero(step_of_block == step)
+        at = int(own[np.argmax(replayed.live_bytes[own])]) if len(own) else None
+        first = int(facts.time_ns[begin]) if begin < facts.count else 0
+        last = int(facts.time_ns[end - 1]) if end > begin else first
+        batch, seq_len = lengths.get(step, (None, None))
+        rows.append(
+            {
+                "step": step,
+                "begin_ns": first,
+                "end_ns": last,
+                "wall_seconds": (last - first) / 1e9,
+                "seq_len": seq_len,
+                "batch": batch,
+                "ops": end - begin,
+                "peak_bytes": int(replayed.live_bytes[at]) if at is not None else 0,
+                "peak_phase": phase_of_block[at] if at is not None else None,
+                "reserved_bytes": None,
+                **_time_phases(attribution, begin, end),
+            }
+        )
+    return pl.DataFrame(
+        rows, schema_overrides={"reserved_bytes": pl.Int64}, infer_schema_length=None
+    )
+
+
+def _time_phases(attribution: Attribution, begin: int, end: int) -> dict[str, float]:
+    """Return the seconds between an op and the one before it, summed per phase."""
+    times = attribution.facts.time_ns[begin:end]
+    spent = np.diff(times, prepend=times[:1]) / 1e9
+    phases = attribution.timeline.phase[begin:end]
+    return {f"{p.value}_seconds": float(spent[phases == p].sum()) for p in Phase}
+
+
+def _read_lengths(attribution: Attribution) -> dict[int, tuple[int | None, int | None]]:
+    """Return batch and sequence length per step: those of its longest attention call.
+
+    Without attention, those of the data that enters the outermost forward.
+    """
+    facts, timeline = attribution.facts, attribution.timeline
+    found: dict[int, tuple[int | None, int | None]] = {}
+    for begin, leave in zip(timeline.forward_begin, timeline.forward_exit, strict=True):
+        if begin < facts.count:
+            shape = facts.first_input_shape(int(begin), int(leave))
+            step = int(timeline.step_of(np.array([begin]))[0])
+            if len(shape) >= 2 and step not in found:
+                found[step] = (shape[0], shape[1])
+    longest: dict[int, int] = {}
+    for call in attribution.calls:
+        step = int(timeline.step_of(np.array([call.ops[0]]))[0])
+        length = max(call.q_len, call.k_len)
+        if call.kind in ("materialised", "fused") and length > longest.get(step, 0):
+            longest[step] = length
+            found[step] = (call.batch, length)
+    return found

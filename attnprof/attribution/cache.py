@@ -1,0 +1,146 @@
+"""KV caches and recurrent states: what inference keeps from one forward to the next."""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from attnprof.attribution.attention import AttentionCall, is_product
+from attnprof.attribution.facts import Facts
+from attnprof.attribution.flow import Flow, Origin
+from attnprof.attribution.phases import Timeline
+
+_APPENDING = re.compile(r"^(cat|index_copy|index_put|copy|slice_scatter|scatter|index_add|stack)")
+"""Ops that put new tokens beside old ones; a cache behind a projection is made by one."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Storages that inference keeps, each with its layer."""
+
+    cache: dict[int, str]
+    state: dict[int, str]
+
+
+def find_kept(facts: Facts, flow: Flow, timeline: Timeline, calls: list[AttentionCall]) -> Kept:
+    """Find the storages that outlive the forward that made or filled them, with gradients off."""
+    forwards = _Forwards(facts, timeline)
+    cache: dict[int, str] = {}
+    for call in calls:
+        leave = forwards.end_of(call.ops[0])
+        if leave >= 0:
+            for storage in _walk_keys(facts, flow, call):
+                if forwards.outlives(storage, leave):
+                    cache.setdefault(storage, call.layer)
+    return Kept(cache, _find_states(facts, flow, forwards, cache))
+
+
+class _Forwards:
+    """The outermost forwards that ran without gradients."""
+
+    def __init__(self, facts: Facts, timeline: Timeline) -> None:
+        off = ~timeline.forward_has_grad
+        self.enter = timeline.forward_begin[off]
+        self.leave = timeline.forward_exit[off]
+        self._freed_at = np.append(facts.events["op"], np.iinfo(np.int64).max)[facts.freed_event]
+
+    def number_of(self, op: int) -> int:
+        """Return which forward an op ran in, or -1."""
+        at = int(np.searchsorted(self.enter, op, "right")) - 1
+        return at if at >= 0 and op < self.leave[at] else -1
+
+    def end_of(self, op: int) -> int:
+        """Return where the forward ended that an op ran in, or -1."""
+        number = self.number_of(op)
+        return int(self.leave[number]) if number >= 0 else -1
+
+    def outlives(self, storage: int, leave: int) -> bool:
+        """Return whether a storage was live when a forward had ended."""
+        return bool(self._freed_at[storage] > leave)
+
+
+def _walk_keys(facts: Facts, flow: Flow, call: AttentionCall) -> set[int]:
+    """Return the storages that K and V of a call came from."""
+    found: set[int] = set()
+    seen: set[int] = set()
+    inside = call.layer + "." if call.layer else ""
+    todo = [(row, False) for row in call.key_rows]
+    while todo:
+        row, projected = todo.pop()
+        if row in seen or len(seen) > 2048:
+            continue
+        seen.add(row)
+        storage = int(facts.storage[row])
+        if facts.is_owned[storage] or flow.origin_of_row(row) is not Origin.ACTIVATION:
+            continue
+        made = int(facts.producer_row[row]) if facts.is_input[row] else row
+        if made < 0:
+            if flow.is_grown(row):
+                found.add(storage)
+            continue
+        op = int(facts.row_op[made])
+        path = facts.module_paths[facts.op_module[op]]
+        is_inside = path == call.layer or path.startswith(inside)
+        name = facts.short_names[facts.code[op]]
+        if not projected or (is_inside and _APPENDING.match(name)):
+            found.add(storage)
+            projected = projected and not _APPENDING.match(name)
+        if is_product(facts, op):
+            if projected:
+                continue
+            projected = True  # a latent: K and V are projected from what is kept
+        elif op in call.seconds and call.kind != "fused":
+            continue
+        todo.extend((r, projected) for r in facts.rows_in(op) if is_inside or not projected)
+    return found
+
+
+def _find_states(
+    facts: Facts, flow: Flow, forwards: _Forwards, cache: dict[int, str]
+) -> dict[int, str]:
+    """Return storages that a layer writes in one forward and reads in the next."""
+    if len(forwards.enter) < 2:
+        return {}
+    writers = _find_writers(facts, flow, forwards, cache)
+    rows = np.flatnonzero(facts.is_input & np.isin(facts.storage, list(writers)))
+    confirmed: dict[int, str] = {}
+    habits: set[tuple[int, int, int]] = set()
+    for row in rows.tolist():
+        storage, op = int(facts.storage[row]), int(facts.row_op[row])
+        reading, module = forwards.number_of(op), int(facts.op_module[op])
+        for written, writer in writers[storage]:
+            if written < reading and facts.op_module[writer] == module:
+                confirmed[storage] = facts.module_paths[module]
+                habits.add(_habit(facts, storage, writer))
+    # What the last forward wrote was never read, but the layer does this every time.
+    for storage, written in writers.items():
+        for _, writer in written:
+            if _habit(facts, storage, writer) in habits:
+                confirmed.setdefault(storage, facts.module_paths[facts.op_module[writer]])
+    return confirmed
+
+
+def _habit(facts: Facts, storage: int, writer: int) -> tuple[int, int, int]:
+    row = int(facts.birth_row[storage])
+    shape = int(facts.signature[row]) if row >= 0 else -1
+    return int(facts.op_module[writer]), int(facts.code[writer]), shape
+
+
+def _find_writers(
+    facts: Facts, flow: Flow, forwards: _Forwards, cache: dict[int, str]
+) -> dict[int, list[tuple[int, int]]]:
+    """Return, per storage that outlives a forward it was written in, (forward, op) of each write."""
+    rows = np.flatnonzero(~facts.is_input & (facts.op_module[facts.row_op] >= 0))
+    ops = facts.row_op[rows]
+    writes = (facts.born_by[facts.storage[rows]] == ops) | facts.mutates[facts.code[ops]]
+    result: dict[int, list[tuple[int, int]]] = {}
+    for row in rows[writes].tolist():
+        storage, op = int(facts.storage[row]), int(facts.row_op[row])
+        number = forwards.number_of(op)
+        if number < 0 or storage in cache or facts.is_owned[storage]:
+            continue
+        if flow.origin.get(row) is Origin.ACTIVATION and forwards.outlives(
+            storage, int(forwards.leave[number])
+        ):
+            result.setdefault(storage, []).append((number, op))
+    return result

@@ -1,0 +1,259 @@
+"""The recorded tables as arrays, and the joins that every rule of attribution needs.
+
+Ops are numbered by their row. The rows of `operands` of op ``i`` are
+``first_row[i] : first_row[i + 1]``; the first ``n_in[i]`` of them are inputs.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from attnprof.attribution.paths import resolve_module_paths
+from attnprof.store.reader import StoredRun
+from attnprof.store.schema import BORN, FREED, NO_NODE, RECOMPUTE
+
+Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
+Bools = np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+ITEM_BYTES = {
+    "float64": 8, "int64": 8, "complex64": 8, "complex128": 16, "float32": 4, "int32": 4,
+    "uint32": 4, "uint64": 8, "float16": 2, "bfloat16": 2, "int16": 2, "uint16": 2, "complex32": 4,
+}  # fmt: skip
+"""Bytes per element; what is not listed (bool, int8, float8 and the like) has one."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Shape, stride (in elements) and dtype of a tensor."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: str
+    numel: int
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes per element."""
+        return ITEM_BYTES.get(self.dtype, 1)
+
+
+class Facts:
+    """One run's tables as arrays."""
+
+    def __init__(self, stored: StoredRun) -> None:
+        """Read the tables of ``stored``."""
+        self.stored = stored
+        self._read_ops()
+        self._read_operands()
+        self._read_vocabulary()
+        self._read_scopes()
+
+    def _read_ops(self) -> None:
+        ops = self.stored.columns("ops")
+        self.count = len(ops["code"])
+        self.time_ns: Ints = ops["time_ns"]
+        self.code: Ints = ops["code"]
+        self.scope: Ints = ops["scope"]
+        self.thread: Ints = ops["thread"]
+        self.seq: Ints = ops["seq"]
+        self.node: Ints = ops["node"]
+        self.n_in: Ints = ops["n_in"].astype(np.int64)
+        widths = self.n_in + ops["n_out"]
+        self.first_row: Ints = np.zeros(self.count + 1, np.int64)
+        np.cumsum(widths, out=self.first_row[1:])
+        self.row_op: Ints = np.repeat(np.arange(self.count, dtype=np.int64), widths)
+        position = np.arange(len(self.row_op), dtype=np.int64) - self.first_row[self.row_op]
+        self.is_input: Bools = position < self.n_in[self.row_op]
+
+    def _read_operands(self) -> None:
+        operands = self.stored.columns("operands")
+        self.storage: Ints = operands["storage"]
+        self.signature: Ints = operands["signature"]
+        self.events = self.stored.columns("storage_events")
+        last = int(self.events["storage"].max()) if len(self.events["storage"]) else -1
+        self.storage_count = last + 1
+        self.born_by: Ints = np.full(self.storage_count, -1, np.int64)
+        """Per storage, the op that returned it first, or -1 if it was found."""
+        born = np.zeros(self.storage_count, np.bool_)
+        born[self.events["storage"][self.events["kind"] == BORN]] = True
+        outputs = np.flatnonzero(~self.is_input)[::-1]  # assigned last wins: the earliest op
+        outputs = outputs[born[self.storage[outputs]]]
+        self.born_by[self.storage[outputs]] = self.row_op[outputs]
+        self.birth_row: Ints = np.full(self.storage_count, -1, np.int64)
+        """Per storage, the operand row through which it was born."""
+        self.birth_row[self.storage[outputs]] = outputs
+
+    def _read_vocabulary(self) -> None:
+        table = self.stored.table("signatures")
+        self.signatures = [
+            Signature(tuple(shape), tuple(stride), dtype, int(np.prod(shape, dtype=np.int64)))
+            for shape, stride, dtype in zip(
+                table["shape"].to_pylist(),
+                table["stride"].to_pylist(),
+                table["dtype"].to_pylist(),
+                strict=True,
+            )
+        ]
+        self.signature_numel: Ints = np.array([s.numel for s in self.signatures], np.int64)
+        codes = self.stored.table("codes")
+        self.code_names: list[str] = codes["name"].to_pylist()
+        """Full names, such as ``aten::bmm.default``."""
+        self.short_names = [n.split("::")[-1].split(".")[0] for n in self.code_names]
+        """Names without namespace and overload, such as ``bmm``."""
+        self.mutates: Bools = np.array(codes["mutates"].to_pylist(), np.bool_)
+        self.devices: list[str] = self.stored.table("devices")["name"].to_pylist()
+
+    def _read_scopes(self) -> None:
+        scopes = self.stored.columns("scopes")
+        count = int(max(scopes["scope"].max(initial=-1), self.scope.max(initial=-1))) + 1
+        self.scope_module: Ints = np.full(count + 1, -1, np.int64)  # last entry: no scope
+        self.scope_flags: Ints = np.zeros(count + 1, np.int64)
+        self.scope_module[scopes["scope"]] = scopes["module"]
+        self.scope_flags[scopes["scope"]] = scopes["flags"]
+        self.scopes = scopes
+        self.module_paths = resolve_module_paths(self.stored.table("modules"))
+        """Per module number, its path; the last entry, for no module, is empty."""
+
+    @cached_property
+    def op_module(self) -> Ints:
+        """Per op, the module whose forward it ran in, or -1."""
+        return self.scope_module[self.scope]
+
+    @cached_property
+    def is_recompute(self) -> Bools:
+        """Per op, whether it ran in a forward that checkpointing repeats."""
+        return (self.scope_flags[self.scope] & RECOMPUTE) != 0
+
+    @cached_property
+    def is_backward(self) -> Bools:
+        """Per op, whether an autograd node ran it (recomputed forwards are not counted)."""
+        return (self.node != NO_NODE) & ~self.is_recompute
+
+    @cached_property
+    def producer_row(self) -> Ints:
+        """Per input row, the output row that last wrote its storage, or -1 if nobody did.
+
+        Ops that return a view of an operand write nothing; in-place ops and ``out=`` do.
+        """
+        rows = np.flatnonzero(~self.is_input)
+        writes = (self.born_by[self.storage[rows]] == self.row_op[rows]) | self.mutates[
+            self.code[self.row_op[rows]]
+        ]
+        rows = rows[writes]
+        span = self.count + 1
+        keys = self.storage[rows].astype(np.int64) * span + self.row_op[rows]
+        order = np.argsort(keys, kind="stable")
+        keys, rows = keys[order], rows[order]
+        result = np.full(len(self.storage), -1, np.int64)
+        inputs = np.flatnonzero(self.is_input)
+        if not len(rows) or not len(inputs):
+            return result
+        wanted = self.storage[inputs].astype(np.int64) * span + self.row_op[inputs]
+        at = np.searchsorted(keys, wanted, "left") - 1
+        found = rows[np.maximum(at, 0)]
+        ok = (at >= 0) & (self.storage[found] == self.storage[inputs])
+        result[inputs[ok]] = found[ok]
+        return result
+
+    @cached_property
+    def consumers(self) -> tuple[Ints, Ints]:
+        """Input rows sorted by the op that produced them, and where each op's rows begin."""
+        rows = np.flatnonzero(self.producer_row >= 0)
+        producers = self.row_op[self.producer_row[rows]]
+        order = np.argsort(producers, kind="stable")
+        starts = np.searchsorted(producers[order], np.arange(self.count + 1))
+        return rows[order], starts
+
+    @cached_property
+    def forward_op(self) -> Ints:
+        """Per op of backward, the forward op whose node ran it, or -1.
+
+        Autograd numbers nodes per thread in order of creation. The op that made node ``s`` is the
+        first of its thread that saw a sequence number of at least ``s``.
+        """
+        result = np.full(self.count, -1, np.int64)
+        for thread in np.unique(self.thread):
+            ops = np.flatnonzero(self.thread == thread)
+            seqs = np.maximum.accumulate(self.seq[ops])
+            asking = ops[(self.node[ops] >= 0) & self.is_backward[ops]]
+            at = np.searchsorted(seqs, self.node[asking], "left")
+            ok = at < len(ops)
+            made = ops[np.minimum(at, len(ops) - 1)]
+            result[asking[ok]] = np.where(made < asking, made, -1)[ok]
+        return result
+
+    @cached_property
+    def freed_event(self) -> Ints:
+        """Per storage, the event that freed it, or the number of events if it is still live."""
+        result = np.full(self.storage_count, len(self.events["kind"]), np.int64)
+        freed = np.flatnonzero(self.events["kind"] == FREED)
+        result[self.events["storage"][freed]] = freed
+        return result
+
+    def rows_in(self, op: int) -> range:
+        """Return the input rows of an op."""
+        first = int(self.first_row[op])
+        return range(first, first + int(self.n_in[op]))
+
+    def rows_out(self, op: int) -> range:
+        """Return the output rows of an op."""
+        return range(int(self.first_row[op]) + int(self.n_in[op]), int(self.first_row[op + 1]))
+
+    def signature_of(self, row: int) -> Signature:
+        """Return shape, stride and dtype of the tensor in an operand row."""
+        return self.signatures[self.signature[row]]
+
+    @cached_property
+    def batch_of_scope(self) -> dict[int, int]:
+        """Per module call, the batch size of the outermost forward around it.
+
+        Read from the first tensor of at least two dimensions that the forward takes from outside.
+        """
+        scopes = self.scopes
+        begins: dict[int, tuple[int, int]] = {}
+        parent = dict(zip(scopes["scope"].tolist(), scopes["parent"].tolist(), strict=True))
+        for scope, enter, leave in zip(
+            scopes["scope"].tolist(),
+            scopes["enter_op"].tolist(),
+            scopes["exit_op"].tolist(),
+            strict=True,
+        ):
+            if parent[scope] not in parent:
+                begins[scope] = (enter, leave)
+        batch = {scope: self._first_batch(*span) for scope, span in begins.items()}
+        result = {}
+        for scope in parent:
+            outer = scope
+            while parent[outer] in parent:
+                outer = parent[outer]
+            result[scope] = batch[outer]
+        return result
+
+    def _first_batch(self, enter: int, leave: int) -> int:
+        shape = self.first_input_shape(enter, leave)
+        return shape[0] if shape else 0
+
+    def first_input_shape(self, enter: int, leave: int) -> tuple[int, ...]:
+        """Return the shape of the first data a forward takes from outside, or an empty one.
+
+        Args:
+            enter: The forward's first op.
+            leave: The first op after it.
+        """
+        for row in range(int(self.first_row[enter]), int(self.first_row[leave])):
+            signature = self.signature_of(row)
+            if not self.is_input[row] or len(signature.shape) < 2 or signature.dtype == "bool":
+                continue
+            made = int(self.producer_row[row])
+            comes_from_outside = made < 0 or int(self.row_op[made]) < enter
+            if comes_from_outside and not self.is_owned[self.storage[row]]:
+                return signature.shape
+        return ()
+
+    @cached_property
+    def is_owned(self) -> Bools:
+        """Per storage, whether it has an identity (parameter, buffer, gradient, …)."""
+        owned = np.zeros(self.storage_count, np.bool_)
+        owned[self.stored.columns("identities")["storage"]] = True
+        return owned

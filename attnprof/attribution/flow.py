@@ -1,0 +1,335 @@
+"""Follow data through the forward ops and find pairs of products: attention, without names.
+
+Attention is two matrix products of activations joined by ops that are not products of
+activations. The first marks its rows and columns (`axes.LEFT`, `axes.RIGHT`); the marks travel
+through every op that keeps both; the product that contracts one of them is the second. What is
+contracted first says what it is: features give scores (Tq, Tk), tokens give the state of linear
+attention. A product that no second one consumes (a router, a vocabulary head, contrastive
+logits) is not attention.
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+
+from attnprof.attribution import axes
+from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, SIDES, TOKEN, Bits
+from attnprof.attribution.facts import Bools, Facts
+from attnprof.vocabulary import Role
+
+
+class Origin(IntEnum):
+    """What a tensor's values are made from; the highest of an op's operands wins."""
+
+    CONSTANT = 0
+    """Buffers, results of factory ops, and what is made only from them."""
+    PARAMETER = 1
+    """Parameters, and what is made from them without a product: casts, views, embeddings of
+    positions, dequantised weights."""
+    ACTIVATION = 2
+
+
+PRODUCTS = {
+    "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "vdot": 0, "matmul": 0, "addmm": 1, "baddbmm": 1,
+    "addbmm": 1, "addmv": 1, "_addmm_activation": 1, "_scaled_mm": 0, "_int_mm": 0,
+    "_grouped_mm": 0, "_scaled_grouped_mm": 0, "_scaled_mm_v2": 0,
+}  # fmt: skip
+"""Matrix products, and the position of their left factor among the tensor operands."""
+
+LINEARS = frozenset({"linear", "_linear_pointwise", "_mkl_linear", "mkldnn_linear"})
+"""Products with a transposed weight in second place."""
+
+CONVOLUTIONS = frozenset(
+    {"convolution", "_convolution", "mkldnn_convolution", "_convolution_pointwise"}
+)
+
+
+class Pattern(IntEnum):
+    """What the first product of a pair makes, by what it contracts."""
+
+    SCORES = 0
+    """(tokens, features) @ (features, tokens): one score per pair of tokens."""
+    LOW_RANK = 1
+    """(tokens, features) @ (features, fixed): scores against a fixed set, as in Linformer."""
+    STATE = 2
+    """(features, tokens) @ (tokens, features): the state of linear attention."""
+
+
+@dataclass(slots=True)
+class Pair:
+    """Products that belong together: first ones, what lies between, and second ones."""
+
+    pattern: Pattern
+    firsts: list[int] = field(default_factory=list)
+    """Ops that make scores (several where content and position scores are added)."""
+    seconds: list[tuple[int, int]] = field(default_factory=list)
+    """(op, input row): the product that consumes them, and through which operand."""
+    between: list[int] = field(default_factory=list)
+    """Ops whose output keeps both sides: as large as the scores, give or take a layout."""
+    beside: list[int] = field(default_factory=list)
+    """Ops that take in a score and give something smaller: a row maximum, a gathered column."""
+
+
+class Flow:
+    """One pass over the forward ops of a run."""
+
+    def __init__(self, facts: Facts, is_forward: Bools, roles: dict[int, str]) -> None:
+        """Follow the data.
+
+        Args:
+            facts: The run's tables.
+            is_forward: Per op, whether it computes (forward or recompute) rather than differentiates
+                or updates.
+            roles: Per storage, its `Role`, where it has one.
+        """
+        self._facts = facts
+        self._roles = roles
+        self.origin: dict[int, Origin] = {}
+        """Per output row that wrote memory."""
+        self.bits: dict[int, Bits] = {}
+        self.pair_of: dict[int, int] = {}
+        """Per output row that is a score, the number of its pair (see `find_pair`)."""
+        self._parent: list[int] = []
+        self._pairs: list[Pair] = []
+        self._view_memo: dict[tuple[int, Bits, int], Bits] = {}
+        self._op_memo: dict[tuple[object, ...], Bits] = {}
+        self._kind = [_classify(name) for name in facts.short_names]
+        for op in self._writing_ops(is_forward):
+            self._visit(op)
+
+    def pairs(self) -> list[Pair]:
+        """Return the pairs that have a second product: the attention calls, in program order."""
+        merged: dict[int, Pair] = {}
+        for number, pair in enumerate(self._pairs):
+            root = self.find_pair(number)
+            whole = merged.setdefault(root, Pair(pair.pattern))
+            whole.pattern = min(whole.pattern, pair.pattern)
+            whole.firsts += pair.firsts
+            whole.seconds += pair.seconds
+            whole.between += pair.between
+            whole.beside += pair.beside
+        return [pair for pair in merged.values() if pair.seconds]
+
+    def find_pair(self, number: int) -> int:
+        """Return the number that stands for all pairs that ``number`` was joined with."""
+        while self._parent[number] != number:
+            self._parent[number] = self._parent[self._parent[number]]
+            number = self._parent[number]
+        return number
+
+    def origin_of_input(self, row: int) -> Origin:
+        """Return what the tensor in an input row is made from."""
+        made = self.origin.get(int(self._facts.producer_row[row]))
+        if made is not None:
+            return made
+        role = self._roles.get(int(self._facts.storage[row]))
+        if role == Role.PARAMETER:
+            return Origin.PARAMETER
+        if role == Role.BUFFER:
+            return Origin.CONSTANT
+        return Origin.ACTIVATION
+
+    def origin_of_row(self, row: int) -> Origin:
+        """Return what the tensor in any operand row is made from."""
+        if self._facts.is_input[row]:
+            return self.origin_of_input(row)
+        return self.origin.get(row, Origin.ACTIVATION)
+
+    def is_grown(self, row: int) -> bool:
+        """Return whether a storage made outside is appended to or written into by this op's peers."""
+        name = self._facts.short_names[self._facts.code[self._facts.row_op[row]]]
+        storage = self._facts.storage[row]
+        outs = self._facts.rows_out(int(self._facts.row_op[row]))
+        return name == "cat" or any(self._facts.storage[r] == storage for r in outs)
+
+    def bits_of_input(self, row: int) -> Bits:
+        """Return where the dimensions of the tensor in an input row come from."""
+        facts = self._facts
+        writer = int(facts.producer_row[row])
+        bits = self.bits.get(writer)
+        read = int(facts.signature[row])
+        if bits is None:
+            is_parameter = self._roles.get(int(facts.storage[row])) == Role.PARAMETER
+            return axes.of_source(facts.signatures[read], is_parameter=is_parameter)
+        written = int(facts.signature[writer])
+        if written == read:
+            return bits
+        key = (written, bits, read)
+        found = self._view_memo.get(key)
+        if found is None:
+            found = axes.through_view(facts.signatures[written], bits, facts.signatures[read])
+            self._view_memo[key] = found
+        return found
+
+    def _writing_ops(self, is_forward: Bools) -> list[int]:
+        facts = self._facts
+        rows = np.flatnonzero(~facts.is_input)
+        ops = facts.row_op[rows]
+        writes = (facts.born_by[facts.storage[rows]] == ops) | facts.mutates[facts.code[ops]]
+        ops = np.unique(ops[writes])
+        result: list[int] = ops[is_forward[ops]].tolist()
+        return result
+
+    def _visit(self, op: int) -> None:
+        facts = self._facts
+        rows = facts.rows_in(op)
+        origins = [self.origin_of_input(row) for row in rows]
+        bits = [self.bits_of_input(row) for row in rows]
+        kind = self._kind[facts.code[op]]
+        out = facts.rows_out(op)
+        if kind >= 0 and len(rows) >= kind + 2 and len(out):
+            self._visit_product(op, kind, origins, bits)
+            return
+        origin = max(origins, default=Origin.CONSTANT)
+        if kind == _CONVOLUTION and Origin.PARAMETER in origins:
+            origin = Origin.ACTIVATION
+        for row in out:
+            self.origin[row] = origin
+            self.bits[row] = self._bits_of_output(row, kind, rows, bits)
+        self._carry_pair(op, rows)
+
+    def _bits_of_output(self, row: int, kind: int, rows: range, bits: list[Bits]) -> Bits:
+        facts = self._facts
+        out = int(facts.signature[row])
+        signature = facts.signatures[out]
+        if kind == _EMBEDDING and len(bits) > 1:
+            return axes.of_embedding(signature, bits[1])
+        if kind == _CONVOLUTION and bits:
+            return axes.of_convolution(signature, bits[0])
+        key = (out, *[(int(facts.signature[r]), b) for r, b in zip(rows, bits, strict=True)])
+        found = self._op_memo.get(key)
+        if found is None:
+            found = axes.through_op(
+                signature, [(facts.signature_of(r), b) for r, b in zip(rows, bits, strict=True)]
+            )
+            self._op_memo[key] = found
+        return found
+
+    def _carry_pair(self, op: int, rows: range) -> None:
+        """Let an op's outputs belong to the pairs of its operands, if they are still scores."""
+        numbers = {n for row in rows if (n := self._pair_of_input(row)) is not None}
+        if not numbers:
+            return
+        number = self._join(numbers)
+        pair = self._pairs[number]
+        kept = False
+        for row in self._facts.rows_out(op):
+            if self._has_both_sides(self.bits[row], self._pairs[number]):
+                self.pair_of[row] = number
+                kept = True
+            else:
+                self.bits[row] = tuple(b & ~SIDES for b in self.bits[row])
+        (pair.between if kept else pair.beside).append(op)
+
+    def _pair_of_input(self, row: int) -> int | None:
+        number = self.pair_of.get(int(self._facts.producer_row[row]))
+        return None if number is None else self.find_pair(number)
+
+    def _has_both_sides(self, bits: Bits, pair: Pair) -> bool:
+        need = self._needed_sides(pair)
+        have = 0
+        for bit in bits:
+            have |= bit & SIDES
+        return have & need == need
+
+    def _needed_sides(self, pair: Pair) -> int:
+        # A side of size 1 (one query when decoding) leaves no bit and is not asked for.
+        first = self.bits[self._facts.rows_out(pair.firsts[0])[0]]
+        need = 0
+        for bit in first[-2:]:
+            need |= bit & SIDES
+        return need
+
+    def _visit_product(self, op: int, at: int, origins: list[Origin], bits: list[Bits]) -> None:
+        facts = self._facts
+        rows = facts.rows_in(op)
+        out = facts.rows_out(op)[0]
+        transposed = self._kind_is_linear(op)
+        left, right = bits[at], bits[at + 1]
+        if transposed and len(right) == 2:
+            right = (right[1], right[0])
+        result = axes.of_product(facts.signature_of(out), left, right)
+        pair_left, pair_right = (self._pair_of_input(rows[i]) for i in (at, at + 1))
+        both = origins[at] == origins[at + 1] == Origin.ACTIVATION
+        involved = max(origins[at], origins[at + 1])
+        self.origin[out] = Origin.ACTIVATION if involved else Origin.CONSTANT
+        self.bits[out] = result
+        if not both or len(left) < 2 or len(right) < 2:
+            self._carry_pair(op, rows)
+            return
+        depth = facts.signature_of(rows[at]).shape[-1]
+        consumed = set()
+        for number, row, contracted in (
+            (pair_left, rows[at], left[-1]),
+            (pair_right, rows[at + 1], right[-2]),
+        ):
+            # A contracted dimension of size 1 leaves no bit; it can only be the key of one token.
+            if number is not None and (contracted & SIDES or depth == 1):
+                self._pairs[number].seconds.append((op, row))
+                consumed.add(number)
+        passing = {n for n in (pair_left, pair_right) if n is not None} - consumed
+        if passing:  # contracts heads, say: the scores go on
+            self._carry_pair(op, rows)
+            return
+        self.bits[out] = result = tuple(b & ~SIDES for b in result)
+        pattern = _pattern_of(
+            facts.signature_of(out).shape[-2:], result[-2:], (left[-1] | right[-2]) & ~SIDES, depth
+        )
+        # Scores times scores (landmark attention) are scores still; scores times values end here.
+        if pattern is not None and (not consumed or all(b & TOKEN for b in result[-2:])):
+            self._begin_pair(op, out, pattern, consumed)
+
+    def _begin_pair(self, op: int, out: int, pattern: Pattern, consumed: set[int]) -> None:
+        number = len(self._pairs)
+        self._pairs.append(Pair(pattern, firsts=[op]))
+        self._parent.append(number)
+        bits, sizes = self.bits[out], self._facts.signature_of(out).shape
+        left = bits[-2] | LEFT if sizes[-2] > 1 else 0
+        right = bits[-1] | RIGHT if sizes[-1] > 1 else 0
+        self.bits[out] = (*bits[:-2], left, right)
+        if consumed:
+            number = self._join(consumed | {number})
+        self.pair_of[out] = number
+
+    def _join(self, numbers: set[int]) -> int:
+        first, *rest = sorted(self.find_pair(n) for n in numbers)
+        for number in rest:
+            self._parent[number] = first
+        return first
+
+    def _kind_is_linear(self, op: int) -> bool:
+        return self._facts.short_names[self._facts.code[op]] in LINEARS
+
+
+def _pattern_of(sizes: tuple[int, ...], free: Bits, contracted: int, depth: int) -> Pattern | None:
+    """Say what a product of activations makes, if it can be the first of a pair.
+
+    Args:
+        sizes: Rows and columns of the result.
+        free: Their bits.
+        contracted: The bits of the contracted dimension.
+        depth: Its size.
+    """
+    # One query, or one key, is a token too: what has size 1 stems from nothing and may be either.
+    tokens = [size == 1 or bool(bit & TOKEN) for size, bit in zip(sizes, free, strict=True)]
+    features_only = all(bit == FEATURE for bit in free)
+    if features_only and (contracted & TOKEN or depth == 1):
+        return Pattern.STATE
+    if contracted & TOKEN and not contracted & FEATURE or depth == 1:
+        return Pattern.SCORES if all(tokens) else None
+    return Pattern.SCORES if all(tokens) or features_only else Pattern.LOW_RANK
+
+
+_OTHER, _EMBEDDING, _CONVOLUTION = -1, -2, -3
+
+
+def _classify(name: str) -> int:
+    """Return the position of a product's left factor, or a negative number for other ops."""
+    if name in PRODUCTS:
+        return PRODUCTS[name]
+    if name in LINEARS:
+        return 0
+    if name == "embedding":
+        return _EMBEDDING
+    return _CONVOLUTION if name in CONVOLUTIONS else _OTHER

@@ -1,0 +1,138 @@
+"""Steps and phases: what the program was doing at each op."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from attnprof.attribution.facts import Bools, Facts, Ints
+from attnprof.store.schema import (
+    BACKWARD_BEGIN,
+    GRAD_ENABLED,
+    OPTIMIZER_BEGIN,
+    OPTIMIZER_END,
+    OUTERMOST,
+    STEP,
+)
+from attnprof.vocabulary import Phase
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Steps and phases of a run, per op.
+
+    A step is what lies between two calls of ``tracer.step()``; without such calls, what lies
+    between two forwards with an optimizer step between them; without an optimizer, a forward from
+    outside and all that follows it.
+    """
+
+    step_begin: Ints
+    """Per step, its first op; the first step begins at op 0."""
+    phase: np.ndarray[tuple[int], np.dtype[np.object_]]
+    """Per op, its `Phase`."""
+    forward_end: Ints
+    """Ops at which a forward's saved tensors are settled: the first op after each forward."""
+    forward_begin: Ints
+    """Per entry of `forward_end`, the first op of that forward."""
+    forward_exit: Ints
+    """Per entry of `forward_end`, the first op after the outermost module returned."""
+    forward_has_grad: Bools
+    """Per entry of `forward_end`, whether gradients were enabled."""
+    settled_ns: Ints
+    """Per entry of `forward_end`, the instant: what is live then, autograd (or the user) holds."""
+
+    def step_of(self, op: Ints) -> Ints:
+        """Return the step of each op number."""
+        return np.searchsorted(self.step_begin, op, "right") - 1
+
+
+def find_timeline(facts: Facts) -> Timeline:
+    """Find the steps and the phase of every op."""
+    marks = facts.stored.columns("marks")
+    outer = (facts.scopes["flags"] & OUTERMOST) != 0
+    order = np.argsort(facts.scopes["enter_op"][outer], kind="stable")
+    enters: Ints = facts.scopes["enter_op"][outer][order]
+    exits: Ints = facts.scopes["exit_op"][outer][order]
+    grads: Bools = (facts.scopes["flags"][outer][order] & GRAD_ENABLED) != 0
+    step_begin = _find_step_begins(facts.count, enters, marks)
+    phase = np.full(facts.count, Phase.OUTSIDE, object)
+    phase[facts.scope >= 0] = Phase.FORWARD
+    _mark_losses(phase, facts, step_begin)
+    phase[facts.is_backward] = Phase.BACKWARD
+    phase[facts.is_recompute] = Phase.RECOMPUTE
+    begins = marks["op"][marks["kind"] == OPTIMIZER_BEGIN]
+    ends = marks["op"][marks["kind"] == OPTIMIZER_END]
+    for begin, end in zip(begins, ends, strict=False):
+        phase[begin:end] = Phase.OPTIMIZER
+    if not len(enters) and facts.is_backward.any():  # no modules at all, but a backward
+        exits = np.flatnonzero(facts.is_backward)[:1]
+        enters, grads = np.zeros(1, np.int64), np.ones(1, np.bool_)
+    ends = _find_forward_ends(facts, phase, enters, exits)
+    return Timeline(
+        step_begin=step_begin,
+        phase=phase,
+        forward_end=ends,
+        forward_begin=enters,
+        forward_exit=exits,
+        forward_has_grad=grads,
+        settled_ns=_find_settled_times(facts, ends, exits, marks),
+    )
+
+
+def _find_step_begins(count: int, enters: Ints, marks: dict[str, Ints]) -> Ints:
+    explicit = marks["op"][marks["kind"] == STEP]
+    if len(explicit):
+        begins = explicit[explicit < count]
+    else:
+        ends = marks["op"][marks["kind"] == OPTIMIZER_END]
+        if len(ends):
+            # The first forward after each optimizer step; several optimizers in a row share one.
+            at = np.searchsorted(enters, np.unique(ends), "left")
+            begins = enters[at[at < len(enters)]]
+        else:
+            begins = enters[1:]
+    return np.unique(np.concatenate([[0], begins])).astype(np.int64)
+
+
+def _mark_losses(phase: np.ndarray, facts: Facts, step_begin: Ints) -> None:
+    """Count ops outside of modules that lead to a backward pass, such as a loss, as forward."""
+    outside = np.flatnonzero((facts.scope < 0) & ~facts.is_backward)
+    backward = np.flatnonzero(facts.is_backward)
+    inside = np.flatnonzero(facts.scope >= 0)
+    if not len(outside) or not len(backward):
+        return
+    step = np.searchsorted(step_begin, outside, "right") - 1
+    end = np.append(step_begin[1:], facts.count)[step]
+    following = np.append(backward, facts.count)[np.searchsorted(backward, outside)]
+    before = np.insert(inside, 0, -1)[np.searchsorted(inside, outside)]
+    after = np.append(inside, facts.count)[np.searchsorted(inside, outside)]
+    leads = (following < end) & (before >= step_begin[step]) & (following < after)
+    if not len(inside):
+        leads = following < end
+    phase[outside[leads]] = Phase.FORWARD
+
+
+def _find_forward_ends(facts: Facts, phase: np.ndarray, enters: Ints, exits: Ints) -> Ints:
+    """Return for each outermost forward the op at which what it saved is settled.
+
+    That is where backward begins, if nothing but a loss lies between; else where it returned.
+    """
+    backward = np.flatnonzero(phase == Phase.BACKWARD)
+    following = np.append(backward, facts.count)[np.searchsorted(backward, exits)]
+    next_enter = np.append(enters, facts.count)
+    next_enter = next_enter[np.searchsorted(enters, exits, "left")]
+    return np.where((following < facts.count) & (following <= next_enter), following, exits)
+
+
+def _find_settled_times(facts: Facts, ends: Ints, exits: Ints, marks: dict[str, Ints]) -> Ints:
+    """Return when each forward was over: the beginning of backward, else its last op."""
+    if not facts.count:
+        return np.zeros(len(ends), np.int64)
+    last_op: Ints = facts.time_ns[np.maximum(ends - 1, 0)]
+    begins = marks["kind"] == BACKWARD_BEGIN
+    mark_op, mark_ns = marks["op"][begins], marks["time_ns"][begins]
+    at = np.searchsorted(mark_op, exits, "left")
+    found = np.minimum(at, len(mark_op) - 1)
+    if not len(mark_op):
+        return last_op
+    ok = (at < len(mark_op)) & (mark_op[found] <= ends)
+    return np.where(ok, mark_ns[found], last_op)

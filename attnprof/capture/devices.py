@@ -1,0 +1,134 @@
+"""What the machine is, and how full it is while the program runs."""
+
+import os
+import platform
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import psutil
+import torch
+
+from attnprof.capture.recorder import Recorder
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return versions and devices, for run.json."""
+    found = {
+        "attnprof": _version("attnprof"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "transformers": _version("transformers"),
+        "cpu_threads": torch.get_num_threads(),
+        "host_bytes": psutil.virtual_memory().total,
+    }
+    if torch.cuda.is_available():
+        found["cuda"] = torch.version.cuda
+        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return found
+
+
+def describe_writer() -> dict[str, Any]:
+    """Return which process writes the run, so that a reader can tell whether it still lives."""
+    process = psutil.Process()
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "process_started": process.create_time(),
+        "command": sys.argv,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+class GpuReader:
+    """NVML's view of the GPUs: bytes used by this process and by everyone.
+
+    On a machine without NVML, which is normal, it has no devices and `why_not` says why.
+    """
+
+    def __init__(self) -> None:
+        """Start NVML if it is there."""
+        self._handles: list[Any] = []
+        self.why_not: str | None = None
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            self._nvml = pynvml
+            self._handles = [
+                pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())
+            ]
+        except ImportError:
+            self.why_not = "the package nvidia-ml-py is not installed"
+        except pynvml.NVMLError as error:
+            self.why_not = f"NVML: {error}"
+
+    def read(self) -> list[tuple[str, int, int, int]]:
+        """Return device, this process's bytes, used bytes and total bytes for every GPU.
+
+        Device numbers are NVML's, which CUDA_VISIBLE_DEVICES may reorder for the program.
+        """
+        rows = []
+        for number, handle in enumerate(self._handles):
+            try:
+                memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
+                processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            except self._nvml.NVMLError:
+                continue
+            own = sum(p.usedGpuMemory or 0 for p in processes if p.pid == os.getpid())
+            rows.append((f"nvml:{number}", own, int(memory.used), int(memory.total)))
+        return rows
+
+    def close(self) -> None:
+        """Shut NVML down."""
+        if self.why_not is None:
+            self._nvml.nvmlShutdown()
+
+
+@contextmanager
+def sampling(recorder: Recorder, *, per_second: float) -> Iterator[None]:
+    """Sample host and GPU memory in a background thread for the time being.
+
+    Args:
+        recorder: Receives the samples.
+        per_second: How often; 0 takes none.
+    """
+    if per_second <= 0:
+        yield
+        return
+    stop = threading.Event()
+    process = psutil.Process()
+    gpus = GpuReader()
+
+    def sample() -> None:
+        total = psutil.virtual_memory().total
+        while True:
+            now = time.perf_counter_ns()
+            memory = psutil.virtual_memory()
+            recorder.samples.append(
+                (now, "host", process.memory_info().rss, total - memory.available, total)
+            )
+            recorder.samples.extend((now, *row) for row in gpus.read())
+            if stop.wait(1 / per_second):
+                return
+
+    thread = threading.Thread(target=sample, name="attnprof-sampler", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        gpus.close()

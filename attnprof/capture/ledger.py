@@ -1,0 +1,153 @@
+"""When each storage was born and freed, for every device, by weak references.
+
+On the CPU (and under fake tensors) no allocator trace exists, so this ledger is the record of
+lifetimes. On CUDA it maps storages to addresses; sizes and lifetimes then come from the allocator.
+
+Known limitations:
+    Memory that an op takes and gives back inside itself never has a storage and is not seen.
+"""
+
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+from attnprof.capture.recorder import Recorder
+from attnprof.store.schema import BORN, FOUND, FREED, RESIZED
+
+storage_address = torch._C._storage_address
+"""The address of a tensor's StorageImpl: its identity for as long as it lives."""
+
+
+class StorageRef(weakref.ref):  # type: ignore[type-arg]  # weakref.ref takes no parameter at runtime here
+    """A weak reference that knows its storage's number and identity."""
+
+    __slots__ = ("address", "size_bytes", "storage")
+    storage: int
+    address: int
+    size_bytes: int
+
+
+class Ledger:
+    """The live storages, each under a number of its own that is never used again."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        """Report births and frees to ``recorder``."""
+        self.live: dict[int, StorageRef] = {}
+        """StorageImpl address -> reference; an entry leaves before its address can be reused."""
+        self._recorder = recorder
+        self._count = 0
+        self._events = recorder.storage_events
+
+    def add(self, tensor: torch.Tensor, signature: int, *, born: bool) -> int:
+        """Enter the storage of ``tensor``, which is not live yet, and return its number.
+
+        Args:
+            tensor: Any tensor that has a storage.
+            signature: The number of its shape, stride and dtype.
+            born: An op returned it just now; otherwise it was made where nobody looked.
+        """
+        storage = tensor.untyped_storage()
+        ref = StorageRef(storage, self._forget)
+        ref.storage = number = self._count
+        self._count += 1
+        ref.address = storage_address(tensor)
+        ref.size_bytes = size = storage.nbytes()
+        self.live[ref.address] = ref
+        recorder = self._recorder
+        device = storage.device
+        self._events.append(
+            (
+                number,
+                BORN if born else FOUND,
+                size,
+                _data_address(storage, device),
+                recorder.find_device(device),
+                time.perf_counter_ns(),
+                recorder.committed_ops + len(recorder.ops),
+                signature,
+            )
+        )
+        return number
+
+    def find(self, tensor: torch.Tensor) -> int:
+        """Return the number of the tensor's storage, or -1 if it has none.
+
+        A storage not met before is entered as found.
+        """
+        try:
+            ref = self.live.get(storage_address(tensor))
+            if ref is not None:
+                return ref.storage
+            key = (tensor.shape, tensor.stride(), tensor.dtype)
+            return self.add(tensor, self._recorder.find_signature(key), born=False)
+        except (RuntimeError, NotImplementedError):  # sparse, nested: no storage of their own
+            return -1
+
+    def check_size(self, storage: Any) -> None:
+        """Record a resize, if ``storage`` is known and no longer has the size it had."""
+        address = storage._cdata
+        ref = self.live.get(address)
+        if ref is None or ref.size_bytes == storage.nbytes():
+            return
+        ref.size_bytes = size = storage.nbytes()
+        device = storage.device
+        self._events.append(
+            (
+                ref.storage,
+                RESIZED,
+                size,
+                _data_address(storage, device),
+                self._recorder.find_device(device),
+                time.perf_counter_ns(),
+                self._recorder.count_ops(),
+                -1,
+            )
+        )
+
+    def close(self) -> None:
+        """Let go of all references; nothing is recorded any more."""
+        self.live.clear()
+
+    def _forget(self, ref: StorageRef) -> None:
+        if self.live.get(ref.address) is ref:
+            del self.live[ref.address]
+        recorder = self._recorder
+        self._events.append(
+            (
+                ref.storage,
+                FREED,
+                0,
+                0,
+                -1,
+                time.perf_counter_ns(),
+                recorder.committed_ops + len(recorder.ops),
+                -1,
+            )
+        )
+
+
+def plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield the tensors that hold the data of one that may be a wrapper subclass or sparse."""
+    flatten = getattr(type(tensor), "__tensor_flatten__", None)
+    if flatten is not None and not isinstance(tensor, FakeTensor):
+        for name in tensor.__tensor_flatten__()[0]:  # type: ignore[attr-defined]  # looked up above
+            yield from plain_tensors(getattr(tensor, name))
+    elif tensor.layout is torch.sparse_coo:
+        yield from (tensor._indices(), tensor._values())
+    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        yield from (tensor.crow_indices(), tensor.col_indices(), tensor.values())
+    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        yield from (tensor.ccol_indices(), tensor.row_indices(), tensor.values())
+    elif tensor.is_nested:
+        yield tensor.values()
+    elif tensor.layout is torch.strided:
+        yield tensor
+
+
+def _data_address(storage: Any, device: torch.device) -> int:
+    # Meta and fake storages have no address to give; asking a fake one warns or raises.
+    return 0 if device.type == "meta" else int(storage.data_ptr())

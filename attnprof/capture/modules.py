@@ -1,0 +1,203 @@
+"""Which module is running: global forward hooks, and the names of modules, parameters, buffers."""
+
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as module_hooks
+
+from attnprof.capture.ledger import Ledger, plain_tensors
+from attnprof.capture.ops import OpMode
+from attnprof.capture.recorder import Recorder
+from attnprof.capture.threads import ThreadModes
+from attnprof.store.schema import GRAD_ENABLED, OUTERMOST, RECOMPUTE
+from attnprof.vocabulary import Role
+
+_in_backward = torch._C._current_graph_task_id  # -1 outside backward
+
+
+class ModuleNames:
+    """Numbers for modules, and whose parameter or buffer a storage is."""
+
+    def __init__(self, recorder: Recorder, ledger: Ledger) -> None:
+        """Enter modules and identities into ``recorder``."""
+        self._recorder = recorder
+        self._ledger = ledger
+        self._numbers: dict[int, int] = {}
+        self._guards: dict[int, weakref.ref[nn.Module]] = {}
+        self._count = 0
+        self._families: dict[int, list[tuple[weakref.ref[nn.Module], int, str]]] = {}
+        """Root number -> every module below it, its number, and the prefix of its tensors' names.
+        Weak: a model that the program drops must be freed when it would have been."""
+        self._roles: dict[int, Role] = {}
+        """Storage number -> the identity already written for it."""
+
+    def number(self, module: nn.Module) -> int:
+        """Return the module's number, entering it as a root of its own if it is new."""
+        number = self._numbers.get(id(module))
+        return self.enter_root(module) if number is None else number
+
+    def enter_root(self, root: nn.Module) -> int:
+        """Enter ``root`` and all its descendants by their paths from it."""
+        root_number = self._enter(root)
+        family = []
+        for path, module in root.named_modules():
+            number = self._enter(module)
+            self._recorder.modules.append((number, root_number, path, type(module).__name__))
+            family.append((self._guards[id(module)], number, path + "." if path else ""))
+        self._families[root_number] = family
+        self.identify(root_number)
+        return root_number
+
+    def has_root(self, module: nn.Module) -> bool:
+        """Return whether the module was entered as a root."""
+        return self._numbers.get(id(module), -1) in self._families
+
+    def identify(self, root_number: int) -> None:
+        """Write down whose the storages of a root's parameters, gradients and buffers are.
+
+        Cheap when nothing changed, so it can run at every outermost forward: parameters are
+        given new storages by ``.to()``, sharding, quantisation and the like.
+        """
+        for guard, number, prefix in self._families[root_number]:
+            module = guard()
+            if module is None:
+                continue
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    self._identify_parameter(parameter, prefix + name, number)
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    self.write_identity(buffer, Role.BUFFER, prefix + name, number)
+
+    def _identify_parameter(self, parameter: nn.Parameter, name: str, number: int) -> None:
+        storage = self.write_identity(parameter, Role.PARAMETER, name, number)
+        if storage >= 0 and parameter.grad is not None:
+            self.write_identity(parameter.grad, Role.GRADIENT, name, number, owner=storage)
+
+    def write_identity(
+        self, tensor: torch.Tensor, role: Role, name: str, module: int, owner: int = -1
+    ) -> int:
+        """Record what a tensor's storage is, once; return its number if that was news, else -1."""
+        news = -1
+        for plain in plain_tensors(tensor):
+            storage = self._ledger.find(plain)
+            if storage >= 0 and self._roles.get(storage) is not role:
+                self._roles[storage] = role
+                op = self._recorder.count_ops()
+                self._recorder.identities.append(
+                    (storage, role.value, name, module, owner, op, "", "")
+                )
+                news = storage
+        return news
+
+    def _enter(self, module: nn.Module) -> int:
+        key = id(module)
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = self._count
+            self._count += 1
+            # An id is free for reuse once its module is gone.
+            self._guards[key] = weakref.ref(module, lambda _: self._leave(key))
+        return number
+
+    def _leave(self, key: int) -> None:
+        self._guards.pop(key, None)
+        self._families.pop(self._numbers.pop(key, -1), None)
+
+
+class ModuleWatch:
+    """Opens a scope when a module's forward begins and closes it when it ends, however it ends."""
+
+    def __init__(self, modes: ThreadModes, names: ModuleNames, recorder: Recorder) -> None:
+        """Record scopes into ``recorder``."""
+        self._modes = modes
+        self._names = names
+        self._recorder = recorder
+        self._count = 0
+
+    def before(self, module: nn.Module, args: Any) -> None:
+        """Open a scope; the global forward pre-hook."""
+        if torch.compiler.is_compiling():
+            return  # Dynamo folds this away: nothing of ours ends up in compiled code
+        entered = False
+        mode = self._modes.find()
+        if mode is None:
+            mode, entered = self._modes.enter(), True
+        flags = GRAD_ENABLED if torch.is_grad_enabled() else 0
+        if _in_backward() != -1:
+            flags |= RECOMPUTE
+        elif not mode.open_scopes:
+            flags |= OUTERMOST
+            self._begin_outermost(module)
+        recorder = self._recorder
+        scope = self._count
+        self._count += 1
+        mode.open_scopes.append(
+            (
+                module,
+                entered,
+                (
+                    scope,
+                    mode.scope,
+                    self._names.number(module),
+                    mode.thread,
+                    flags,
+                    recorder.committed_ops + len(recorder.ops),
+                ),
+                time.perf_counter_ns(),
+            )
+        )
+        mode.scope = scope
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Close the module's scope; the global forward hook, called after exceptions too."""
+        if torch.compiler.is_compiling():
+            return
+        mode = self._modes.find()
+        if mode is None or all(opened[0] is not module for opened in mode.open_scopes):
+            return  # another hook raised before ours could open it
+        while self._close_innermost(mode) is not module:
+            pass  # scopes inside it that were left without a word
+
+    def _close_innermost(self, mode: OpMode) -> nn.Module:
+        module, entered, row, enter_ns = mode.open_scopes.pop()
+        mode.scope = row[1]
+        recorder = self._recorder
+        recorder.scopes.append(
+            (
+                *row,
+                recorder.committed_ops + len(recorder.ops),
+                enter_ns,
+                time.perf_counter_ns(),
+            )
+        )
+        if entered:
+            self._modes.leave()
+        return module  # type: ignore[no-any-return]  # open_scopes holds tuples of mixed things
+
+    def _begin_outermost(self, module: nn.Module) -> None:
+        """A forward from outside begins: the natural place to put the past on disk."""
+        if self._recorder.ops:
+            self._recorder.commit()
+        if self._names.has_root(module):
+            self._names.identify(self._names.number(module))
+        else:
+            self._names.enter_root(module)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Keep the hooks installed for the time being."""
+        first = module_hooks.register_module_forward_pre_hook(self.before)
+        try:
+            last = module_hooks.register_module_forward_hook(self.after, always_call=True)
+            try:
+                yield
+            finally:
+                last.remove()
+        finally:
+            first.remove()

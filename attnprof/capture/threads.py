@@ -1,0 +1,102 @@
+"""One dispatch mode per thread that does work, and none left behind."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from attnprof.capture.ledger import Ledger
+from attnprof.capture.ops import OpMode
+from attnprof.capture.recorder import Recorder
+from attnprof.store.schema import BACKWARD_BEGIN, BACKWARD_END
+
+
+class ThreadModes:
+    """The modes of one trace.
+
+    The thread that opens the trace keeps its mode until the trace closes. Any other thread enters
+    one for as long as it is inside a module call or a backward pass. Autograd's own threads
+    inherit the mode of the thread that called backward.
+    """
+
+    def __init__(self, recorder: Recorder, ledger: Ledger) -> None:
+        """Make modes that record into ``recorder``."""
+        self._recorder = recorder
+        self._ledger = ledger
+        self._local = threading.local()
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def find(self) -> OpMode | None:
+        """Return the mode that sees this thread's ops, if there is one."""
+        mode: OpMode | None = getattr(self._local, "mode", None)
+        if mode is not None:
+            return mode
+        for entered in _get_current_dispatch_mode_stack():
+            if isinstance(entered, OpMode) and entered.recorder is self._recorder:
+                return entered
+        return None
+
+    def enter(self) -> OpMode:
+        """Enter a mode in this thread, which must have none."""
+        with self._lock:
+            number = self._count
+            self._count += 1
+        mode = OpMode(self._recorder, self._ledger, number)
+        mode.__enter__()
+        self._local.mode = mode
+        return mode
+
+    def leave(self) -> None:
+        """Leave this thread's mode."""
+        mode: OpMode = self._local.mode
+        del self._local.mode
+        mode.__exit__(None, None, None)
+
+    @contextmanager
+    def covering(self) -> Iterator[None]:
+        """Have a mode in this thread for the time being, entering one if there is none."""
+        if self.find() is not None:
+            yield
+            return
+        self.enter()
+        try:
+            yield
+        finally:
+            self.leave()
+
+
+@contextmanager
+def watch_backward(modes: ThreadModes, recorder: Recorder) -> Iterator[None]:
+    """Cover every thread that calls backward, and mark when it begins and ends.
+
+    ``Tensor.backward`` looks ``torch.autograd.backward`` up at every call, so replacing the
+    module attribute reaches it; no hook exists for this. Code that kept a reference of its own
+    to the original is covered in the tracing thread anyway.
+    """
+
+    def covered(original: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with modes.covering():
+                recorder.mark(BACKWARD_BEGIN)
+                try:
+                    return original(*args, **kwargs)
+                finally:
+                    recorder.mark(BACKWARD_END)
+
+        return run
+
+    originals = {name: getattr(torch.autograd, name) for name in ("backward", "grad")}
+    replaced = {name: covered(original) for name, original in originals.items()}
+    for name, function in replaced.items():
+        setattr(torch.autograd, name, function)
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            # Someone who wrapped ours meanwhile keeps their wrapper; ours then only passes on.
+            if getattr(torch.autograd, name) is replaced[name]:
+                setattr(torch.autograd, name, original)

@@ -1,0 +1,299 @@
+"""`trace`: everything that watches a program, owned by one ExitStack."""
+
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from attnprof.capture.devices import describe_environment, describe_writer, sampling
+from attnprof.capture.ledger import Ledger
+from attnprof.capture.modules import ModuleNames, ModuleWatch
+from attnprof.capture.optimizers import OptimizerWatch
+from attnprof.capture.recorder import Recorder
+from attnprof.capture.threads import ThreadModes, watch_backward
+from attnprof.errors import CaptureError
+from attnprof.store.schema import STEP
+from attnprof.store.writer import RunWriter, claim_directory
+from attnprof.vocabulary import Category, Role, Status
+
+if TYPE_CHECKING:
+    from attnprof.run import Run
+
+_OWN_FILES = str(Path(__file__).parent) + os.sep
+_active: "Tracer | None" = None
+_active_lock = threading.Lock()
+
+
+class Tracer:
+    """A trace: use it as ``with attnprof.trace() as tracer:``, then read `run`.
+
+    Results, gradients, random state and the peak of the traced program stay as they are, and
+    nothing of the tracer remains on it after the ``with`` block, however that ends.
+
+    Known limitations:
+        A fused kernel or a compiled region is one op: what it takes inside itself is seen by the
+        CUDA allocator's history only, not on the CPU.
+        Work done by other threads outside of a module call or backward pass is not seen.
+    """
+
+    def __init__(
+        self, directory: str | Path | None = None, *, samples_per_second: float = 10.0
+    ) -> None:
+        """Prepare a trace; nothing happens before ``with``.
+
+        Args:
+            directory: Where to write the run: a new or empty directory. Without it the run is
+                kept in a temporary one, for as long as this tracer or its run is in use.
+            samples_per_second: How often host and GPU totals are sampled; 0 for never.
+
+        Raises:
+            TypeError: ``directory`` is not a path.
+            ValueError: ``samples_per_second`` is negative or not a number.
+        """
+        if directory is not None and not isinstance(directory, str | os.PathLike):
+            raise TypeError(
+                f"attnprof.trace() takes the directory to write to, got {type(directory).__name__}; "
+                "use it as 'with attnprof.trace(\"runs/name\"):'"
+            )
+        if not samples_per_second >= 0:
+            raise ValueError(f"samples_per_second must be 0 or more, got {samples_per_second!r}")
+        self._directory = None if directory is None else Path(directory)
+        self._samples_per_second = samples_per_second
+        self._stack = ExitStack()
+        self._recorder: Recorder | None = None
+        self._ledger: Ledger | None = None
+        self._names: ModuleNames | None = None
+        self._writer: RunWriter | None = None
+
+    @property
+    def run(self) -> "Run":
+        """The run as recorded so far; complete once the ``with`` block has ended.
+
+        Raises:
+            CaptureError: Tracing has not begun.
+        """
+        from attnprof.run import Run
+
+        if self._directory is None or self._recorder is None:
+            raise CaptureError("this trace has not begun: read tracer.run inside or after 'with'")
+        if _active is self:
+            self._recorder.commit()
+        return Run.load(self._directory, keep_alive=self)
+
+    def step(self) -> None:
+        """Mark the end of a step. Loops whose steps attnprof finds itself need no mark.
+
+        Raises:
+            CaptureError: The trace is not running.
+        """
+        if _active is not self or self._recorder is None:
+            raise CaptureError("tracer.step() was called outside of the 'with' block of its trace")
+        self._recorder.mark(STEP)
+        self._recorder.commit()
+
+    def __enter__(self) -> Self:
+        """Begin tracing."""
+        global _active
+        if torch.compiler.is_compiling():
+            raise CaptureError("attnprof.trace() cannot begin inside a compiled function")
+        with _active_lock:
+            if _active is not None:
+                raise CaptureError(
+                    "a trace is already running in this process; traces do not nest: "
+                    "end that one first, or mark its parts with tracer.step()"
+                )
+            if self._recorder is not None:
+                raise CaptureError("this trace has ended; make a new one with attnprof.trace()")
+            _active = self
+        try:
+            self._begin()
+        except BaseException:
+            _active = None
+            self._stack.close()
+            raise
+        return self
+
+    def _begin(self) -> None:
+        if self._directory is None:
+            self._directory = Path(tempfile.mkdtemp(prefix="attnprof-"))
+            weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
+        else:
+            self._directory = self._directory.absolute()
+            claim_directory(self._directory)
+        info = {"environment": describe_environment(), "writer": describe_writer()}
+        self._writer = RunWriter(self._directory, info)
+        self._recorder = recorder = Recorder(self._writer)
+        self._ledger = ledger = Ledger(recorder)
+        self._names = names = ModuleNames(recorder, ledger)
+        modes = ThreadModes(recorder, ledger)
+        enter = self._stack.enter_context
+        self._stack.callback(ledger.close)
+        enter(sampling(recorder, per_second=self._samples_per_second))
+        enter(self._ending_on_sigterm())
+        enter(ModuleWatch(modes, names, recorder).watching())
+        enter(OptimizerWatch(names, ledger, recorder).watching())
+        enter(_watch_resizes(ledger))
+        enter(watch_backward(modes, recorder))
+        enter(modes.covering())
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End tracing; the program's exception, if there is one, passes on as it was raised."""
+        if error is not None:
+            error.__traceback__ = _without_own_frames(error.__traceback__)
+        self._end(_status_of(error), error)
+
+    def _end(self, status: Status, error: BaseException | None = None) -> None:
+        global _active
+        assert self._recorder is not None
+        assert self._writer is not None
+        try:
+            self._recorder.commit()
+            self._stack.close()
+        finally:
+            _active = None
+            more: dict[str, Any] = {}
+            if error is not None:
+                more["error"] = {"type": type(error).__qualname__, "message": str(error)[:2000]}
+            self._writer.close(status, **more)
+
+    @contextmanager
+    def _ending_on_sigterm(self) -> Iterator[None]:
+        """Close the run when SIGTERM would end the process; the process still dies of it."""
+        if (
+            threading.current_thread() is not threading.main_thread()
+            or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        ):
+            yield  # a program's own handler raises or exits, and __exit__ sees that
+            return
+
+        def end(number: int, frame: FrameType | None) -> None:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            try:
+                self._end(Status.INTERRUPTED)
+            finally:
+                os.kill(os.getpid(), number)
+
+        signal.signal(signal.SIGTERM, end)
+        try:
+            yield
+        finally:
+            if signal.getsignal(signal.SIGTERM) is end:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def tag(tensor: torch.Tensor, category: str | Category, *, layer: str = "") -> torch.Tensor:
+    """Say what a tensor's memory is for, where data flow cannot know it; return the tensor.
+
+    Does nothing when no trace is running, so it can stay in the code of an engine that owns its
+    memory.
+
+    Args:
+        tensor: The tensor whose whole storage is meant.
+        category: A `Category` or its text, such as ``"kv_cache"``.
+        layer: The layer it belongs to, as a module path.
+
+    Raises:
+        ValueError: The category is unknown.
+        TypeError: ``tensor`` is not a tensor.
+    """
+    try:
+        category = Category(category)
+    except ValueError:
+        raise ValueError(
+            f"unknown category {category!r}; expected one of {', '.join(Category)}"
+        ) from None
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"attnprof.tag() takes a tensor, got {type(tensor).__name__}")
+    tracer = _active
+    if tracer is not None and tracer._recorder is not None and tracer._ledger is not None:
+        storage = tracer._ledger.find(tensor)
+        op = tracer._recorder.count_ops()
+        tracer._recorder.identities.append(
+            (storage, Role.TAGGED.value, "", -1, -1, op, category.value, layer)
+        )
+    return tensor
+
+
+def trace(directory: str | Path | None = None, *, samples_per_second: float = 10.0) -> Tracer:
+    """Record the memory of everything torch does inside ``with attnprof.trace() as tracer:``.
+
+    Args:
+        directory: Where to write the run: a new or empty directory. Without it the run is kept
+            in a temporary one, for as long as the tracer or its run is in use.
+        samples_per_second: How often host and GPU totals are sampled; 0 for never.
+
+    Returns:
+        A `Tracer`; its ``run`` holds the answers.
+
+    Raises:
+        CaptureError: On ``with``: another trace is running, or the directory is not empty or
+            cannot be written.
+    """
+    return Tracer(directory, samples_per_second=samples_per_second)
+
+
+@contextmanager
+def _watch_resizes(ledger: Ledger) -> Iterator[None]:
+    """See `UntypedStorage.resize_`, which no operator shows and sharded training lives on."""
+    kind = torch.UntypedStorage
+    original = kind.resize_
+
+    def resize_(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        ledger.check_size(self)
+        return result
+
+    had_own = "resize_" in vars(kind)
+    kind.resize_ = resize_  # type: ignore[method-assign, assignment]  # undone below
+    try:
+        yield
+    finally:
+        if had_own:
+            kind.resize_ = original  # type: ignore[method-assign]  # as it was
+        else:
+            del kind.resize_
+
+
+def _status_of(error: BaseException | None) -> Status:
+    if error is None or isinstance(error, GeneratorExit):
+        return Status.COMPLETED
+    if isinstance(error, SystemExit):
+        return Status.COMPLETED if error.code in (None, 0) else Status.FAILED
+    if isinstance(error, KeyboardInterrupt):
+        return Status.INTERRUPTED
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return Status.OUT_OF_MEMORY
+    # The CPU allocator has no exception of its own.
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+        return Status.OUT_OF_MEMORY
+    return Status.FAILED
+
+
+def _without_own_frames(traceback: TracebackType | None) -> TracebackType | None:
+    """Return the traceback without the frames of the tracer's handlers."""
+    while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OWN_FILES):
+        traceback = traceback.tb_next
+    frame = traceback
+    while frame is not None:
+        following = frame.tb_next
+        while following is not None and following.tb_frame.f_code.co_filename.startswith(
+            _OWN_FILES
+        ):
+            following = following.tb_next
+        frame.tb_next = following
+        frame = following
+    return traceback

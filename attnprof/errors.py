@@ -1,0 +1,36 @@
+"""The exceptions attnprof raises.
+
+    AttnprofError
+    ├── CaptureError         tracing could not start, or was used wrongly
+    ├── RunFormatError       a directory is not a run, or not one this version can read
+    ├── AttributionError     the recorded facts contradict each other
+    ├── BudgetExceeded       a memory budget or growth law was broken
+    └── CommandError         a command line could not be carried out
+
+A bad argument is a ``ValueError`` or a ``TypeError``, as everywhere in Python.
+Every message says what happened, what was found, what was expected and what to do.
+"""
+
+
+class AttnprofError(Exception):
+    """Base of everything attnprof raises on purpose."""
+
+
+class CaptureError(AttnprofError):
+    """Tracing could not start, or was used in a way it does not support."""
+
+
+class RunFormatError(AttnprofError):
+    """A directory is not an attnprof run, or not one that this version can read."""
+
+
+class AttributionError(AttnprofError):
+    """The recorded facts contradict each other, so no honest attribution exists."""
+
+
+class BudgetExceeded(AttnprofError):
+    """A memory budget or a growth law was broken."""
+
+
+class CommandError(AttnprofError):
+    """A command could not be carried out; its message is the one line the user sees."""

@@ -1,0 +1,115 @@
+"""`Run`: a recorded run and the questions it answers."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from attnprof.analysis.layers import describe_layers
+from attnprof.analysis.peak import Peak, find_peak
+from attnprof.analysis.steps import describe_steps
+from attnprof.analysis.timeline import sample_timeline
+from attnprof.attribution import Attribution, attribute
+from attnprof.store import StoredRun, open_run
+from attnprof.vocabulary import Status
+
+
+class Run:
+    """One recorded run. Facts are read from its directory when first asked for; nothing is cached
+    on disk, so a run recorded by an older attnprof is judged by the rules of this one.
+
+    Needs no torch.
+    """
+
+    def __init__(self, stored: StoredRun, *, keep_alive: object = None) -> None:
+        """Wrap an opened run directory; use `load` to open one."""
+        self._stored = stored
+        self._keep_alive = keep_alive  # a tracer whose temporary directory holds the run
+
+    @classmethod
+    def load(cls, path: str | Path, *, keep_alive: object = None) -> "Run":
+        """Open the run in ``path``; see `attnprof.load`."""
+        return cls(open_run(path), keep_alive=keep_alive)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, status={self.status.value!r})"
+
+    @property
+    def path(self) -> Path:
+        """The directory that holds the run."""
+        return self._stored.path
+
+    @property
+    def status(self) -> Status:
+        """How the run ended. A run whose process was killed is ``interrupted``."""
+        return self._stored.status
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What run.json says: environment, writer, times, error."""
+        return self._stored.info
+
+    @cached_property
+    def attribution(self) -> Attribution:
+        """The run's facts and what they mean; `allocations` and the rest are views of it."""
+        return attribute(self._stored)
+
+    @cached_property
+    def allocations(self) -> pl.DataFrame:
+        """A row per allocation.
+
+        Columns: allocation_id, device, address, size_bytes (what the allocator took),
+        requested_bytes (what the tensor needed), start_ns, end_ns (null while live), step, phase,
+        layer, op, category, role, shape, dtype, saved (live when the step's forward had ended and
+        gradients were on), exact (false where a label is inferred).
+        """
+        return self.attribution.allocations.drop("start", "end")
+
+    @cached_property
+    def steps(self) -> pl.DataFrame:
+        """A row per step: length and batch of its data, peak and reserved bytes, seconds."""
+        return describe_steps(self.attribution)
+
+    def peak(
+        self, *, step: int | None = None, device: str | None = None, phase: str | None = None
+    ) -> Peak:
+        """Return the instant of most live bytes.
+
+        Args:
+            step: Only within this step.
+            device: ``"cpu"``, ``"cuda:0"``, …; without it the GPU that held most, else the CPU.
+            phase: Only at allocations made in this phase.
+
+        Raises:
+            ValueError: The run has no such step, device or phase.
+        """
+        return find_peak(self.attribution.allocations, step=step, device=device, phase=phase)
+
+    def layers(self) -> pl.DataFrame:
+        """Return a row per attention layer.
+
+        Columns: layer, kind, calls, batch, heads, kv_heads, q_len, k_len, head_dim, dtype,
+        softmax_bytes, saved_softmax_bytes, scores_peak_bytes, mask_bytes, kv_cache_bytes,
+        predicted_saved_bytes, backend_reason.
+        """
+        return describe_layers(self.attribution)
+
+    def timeline(self, max_points: int = 2000, *, device: str | None = None) -> pl.DataFrame:
+        """Return live bytes by category over time, at most ``max_points`` rows, extremes kept.
+
+        Columns: time_ns, total_bytes, and one per category that occurs; they sum to the total.
+        """
+        return sample_timeline(self.attribution.allocations, device=device, max_points=max_points)
+
+
+def load(path: str | Path) -> Run:
+    """Open a recorded run.
+
+    Args:
+        path: A directory written by `attnprof.trace` or ``attnprof run``.
+
+    Raises:
+        RunFormatError: There is no run, it has another schema version, or it is damaged.
+    """
+    return Run.load(path)

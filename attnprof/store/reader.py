@@ -1,0 +1,153 @@
+"""Read a run directory, memory-mapped, up to its last whole commit."""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+
+from attnprof.errors import RunFormatError
+from attnprof.store.schema import JOURNAL_FILE, RUN_FILE, SCHEMA_VERSION, TABLES, TABLES_DIR
+from attnprof.vocabulary import Status
+
+_READ_FIRST = "expected a directory written by attnprof.trace() or 'attnprof run'"
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """The facts of one run, as written: run.json and the tables.
+
+    The tables are read when first asked for and stay memory-mapped.
+    """
+
+    path: Path
+    info: dict[str, Any]
+    """The content of run.json."""
+    good_bytes: dict[str, int] = field(repr=False)
+    """Per table, how much of its file the last whole commit covers."""
+    lost: bool = False
+    """The files are shorter than the journal says: what the last commits held is gone."""
+
+    def table(self, name: str) -> pa.Table:
+        """Return the rows of one table (`attnprof.store.schema.TABLES` names them).
+
+        Raises:
+            RunFormatError: The file is damaged before the point the journal vouches for.
+        """
+        schema = TABLES[name]
+        size = self.good_bytes.get(name, 0)
+        if not size:
+            return schema.empty_table()
+        file = self.path / TABLES_DIR / f"{name}.arrows"
+        try:
+            with pa.memory_map(str(file)) as source:
+                stream = pa.ipc.open_stream(pa.BufferReader(source.read_buffer(size)))
+                table = pa.Table.from_batches(list(_batches(stream)), schema=schema)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise RunFormatError(
+                f"cannot read {file}: {str(error).splitlines()[0]}; the run is damaged, record it again"
+            ) from None
+        return table
+
+    def columns(self, name: str) -> dict[str, np.ndarray]:
+        """Return the numeric columns of a table as arrays (no copy where there is one batch)."""
+        table = self.table(name)
+        return {
+            column: table[column].combine_chunks().to_numpy(zero_copy_only=False)
+            for column in table.column_names
+            if pa.types.is_integer(table.schema.field(column).type)
+            or pa.types.is_boolean(table.schema.field(column).type)
+        }
+
+    @cached_property
+    def status(self) -> Status:
+        """How the run ended; a run whose writer is known to be dead was interrupted."""
+        status = Status(self.info["status"])
+        if status is Status.RECORDING and not _is_writer_alive(self.info.get("writer", {})):
+            return Status.INTERRUPTED
+        return status
+
+
+def _batches(stream: pa.RecordBatchStreamReader) -> Any:
+    # A stream cut off at a commit has no end marker; the last batch is simply the last.
+    while True:
+        try:
+            yield stream.read_next_batch()
+        except StopIteration:
+            return
+
+
+def _is_writer_alive(writer: dict[str, Any]) -> bool:
+    import socket
+
+    if writer.get("host") != socket.gethostname():
+        return True  # it cannot be asked from here, so nothing is claimed
+    try:
+        return bool(
+            abs(psutil.Process(writer["pid"]).create_time() - writer["process_started"]) < 1.0
+        )
+    except (psutil.Error, KeyError):
+        return False
+
+
+def open_run(path: str | Path) -> StoredRun:
+    """Open the run in ``path``.
+
+    Raises:
+        RunFormatError: There is no run there, it was written by another schema version, or its
+            files are damaged.
+    """
+    path = Path(path)
+    try:
+        info = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+        version = info["schema_version"]
+    except FileNotFoundError:
+        what = "no such directory" if not path.exists() else f"it has no {RUN_FILE}"
+        raise RunFormatError(f"no run at {path}: {what}; {_READ_FIRST}") from None
+    except NotADirectoryError:
+        raise RunFormatError(f"no run at {path}: it is a file; {_READ_FIRST}") from None
+    except OSError as error:
+        raise RunFormatError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError):
+        raise RunFormatError(
+            f"no run at {path}: its {RUN_FILE} is damaged or not attnprof's; {_READ_FIRST}"
+        ) from None
+    if version != SCHEMA_VERSION:
+        raise RunFormatError(
+            f"cannot read {path}: it has schema version {version!r}, this attnprof reads "
+            f"{SCHEMA_VERSION}; read it with the attnprof that wrote it "
+            f"({info.get('environment', {}).get('attnprof', 'version not recorded')})"
+        )
+    good, lost = _last_whole_commit(path)
+    return StoredRun(path=path, info=info, good_bytes=good, lost=lost)
+
+
+def _last_whole_commit(path: Path) -> tuple[dict[str, int], bool]:
+    """Return the byte counts of the newest journal line that the files on disk can honour."""
+    try:
+        lines = (path / JOURNAL_FILE).read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise RunFormatError(
+            f"cannot read {path}: {JOURNAL_FILE}: {error.strerror or error}; the run is damaged"
+        ) from None
+    sizes = {file.stem: file.stat().st_size for file in (path / TABLES_DIR).glob("*.arrows")}
+    lost = False
+    for line in reversed(lines):
+        try:
+            good: dict[str, int] = json.loads(line)["bytes"]
+            whole = all(sizes.get(name, 0) >= size for name, size in good.items())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            whole = False
+        if whole:
+            return good, lost
+        lost = True
+    if lost:
+        raise RunFormatError(
+            f"cannot read {path}: its tables are shorter than its journal says (truncated or "
+            "partly copied); copy the whole directory again or record the run anew"
+        )
+    return {}, False

@@ -1,0 +1,150 @@
+"""The tables of a run directory, column by column.
+
+A run directory holds::
+
+    run.json          what was traced, where, and how it ended (`SCHEMA_VERSION` inside)
+    journal.jsonl     one line per commit: how many bytes of each table are good
+    tables/*.arrows   one Arrow IPC stream per table; each commit appends a record batch
+
+Rows of `ops` are in the order in which ops finished; everything else points at them by row number.
+"""
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+RUN_FILE = "run.json"
+JOURNAL_FILE = "journal.jsonl"
+TABLES_DIR = "tables"
+
+# Values of `storage_events.kind`.
+BORN = 0
+"""An op returned a storage that was not live before."""
+FOUND = 1
+"""A storage first seen as an operand or by identity: it was made where no op was visible."""
+FREED = 2
+RESIZED = 3
+
+# Bits of `scopes.flags`.
+GRAD_ENABLED = 1
+RECOMPUTE = 2
+"""The module ran inside backward: a checkpointed forward is being repeated."""
+OUTERMOST = 4
+RAISED = 8
+
+# Values of `marks.kind`.
+STEP = 0
+"""`tracer.step()` was called, or an optimizer loop came round: a step ended here."""
+OPTIMIZER_BEGIN = 1
+OPTIMIZER_END = 2
+BACKWARD_BEGIN = 3
+BACKWARD_END = 4
+
+NO_NODE = -1
+"""`ops.node` outside backward. An accumulation into a parameter's gradient is ``-2 - storage``."""
+
+OPS = pa.schema(
+    [
+        ("time_ns", pa.int64()),  # monotonic clock when the op returned
+        ("code", pa.int32()),  # row of `codes`
+        ("scope", pa.int32()),  # innermost module call, or -1
+        ("thread", pa.int16()),
+        ("seq", pa.int64()),  # autograd's sequence number of the newest forward node, per thread
+        ("node", pa.int64()),  # sequence number of the backward node that ran it, or NO_NODE
+        ("n_in", pa.int32()),  # how many of its rows in `operands` are inputs; they come first
+        ("n_out", pa.int32()),
+    ]
+)
+OPERANDS = pa.schema([("storage", pa.int32()), ("signature", pa.int32())])
+STORAGE_EVENTS = pa.schema(
+    [
+        ("storage", pa.int32()),
+        ("kind", pa.int8()),
+        ("size_bytes", pa.int64()),
+        ("address", pa.int64()),
+        ("device", pa.int16()),  # row of `devices`
+        ("time_ns", pa.int64()),
+        ("op", pa.int64()),  # number of ops that had finished
+        ("signature", pa.int32()),  # of the tensor through which it was seen, or -1
+    ]
+)
+SIGNATURES = pa.schema(
+    [("shape", pa.list_(pa.int64())), ("stride", pa.list_(pa.int64())), ("dtype", pa.string())]
+)
+CODES = pa.schema(
+    [
+        ("name", pa.string()),  # "aten::bmm.default"
+        ("mutates", pa.bool_()),  # the op writes into an operand
+        ("reads_self", pa.bool_()),  # the written operand's old content matters (not out=)
+    ]
+)
+DEVICES = pa.schema([("name", pa.string())])
+MODULES = pa.schema(
+    [
+        ("module", pa.int32()),
+        ("root", pa.int32()),  # the module whose `named_modules` gave `path`
+        ("path", pa.string()),
+        ("class_name", pa.string()),
+    ]
+)
+SCOPES = pa.schema(
+    [
+        ("scope", pa.int32()),
+        ("parent", pa.int32()),
+        ("module", pa.int32()),
+        ("thread", pa.int16()),
+        ("flags", pa.int8()),
+        ("enter_op", pa.int64()),  # number of ops that had finished
+        ("exit_op", pa.int64()),
+        ("enter_ns", pa.int64()),
+        ("exit_ns", pa.int64()),
+    ]
+)
+IDENTITIES = pa.schema(
+    [
+        ("storage", pa.int32()),
+        ("role", pa.string()),  # vocabulary.Role
+        ("name", pa.string()),
+        ("module", pa.int32()),  # owner, or -1
+        ("owner", pa.int32()),  # the parameter's storage, for gradients and optimizer state
+        ("op", pa.int64()),  # number of ops that had finished when it was noticed
+        ("category", pa.string()),  # for tagged storages
+        ("layer", pa.string()),  # for tagged storages
+    ]
+)
+MARKS = pa.schema([("kind", pa.int8()), ("time_ns", pa.int64()), ("op", pa.int64())])
+SAMPLES = pa.schema(
+    [
+        ("time_ns", pa.int64()),
+        ("device", pa.string()),  # "host" or "cuda:0"
+        ("process_bytes", pa.int64()),  # resident set on the host, NVML's process total on a GPU
+        ("used_bytes", pa.int64()),
+        ("total_bytes", pa.int64()),
+    ]
+)
+ALLOCATOR_EVENTS = pa.schema(
+    [
+        ("device", pa.int16()),
+        ("action", pa.string()),
+        ("address", pa.int64()),
+        ("size_bytes", pa.int64()),
+        ("stream", pa.int64()),
+        ("time_ns", pa.int64()),
+        ("op", pa.int64()),  # from the allocation's metadata, or -1
+    ]
+)
+
+TABLES: dict[str, pa.Schema] = {
+    "ops": OPS,
+    "operands": OPERANDS,
+    "storage_events": STORAGE_EVENTS,
+    "signatures": SIGNATURES,
+    "codes": CODES,
+    "devices": DEVICES,
+    "modules": MODULES,
+    "scopes": SCOPES,
+    "identities": IDENTITIES,
+    "marks": MARKS,
+    "samples": SAMPLES,
+    "allocator_events": ALLOCATOR_EVENTS,
+}

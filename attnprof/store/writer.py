@@ -1,0 +1,123 @@
+"""Write a run directory so that a kill at any instant leaves a readable one."""
+
+import json
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from attnprof.errors import CaptureError
+from attnprof.store.schema import JOURNAL_FILE, RUN_FILE, SCHEMA_VERSION, TABLES, TABLES_DIR
+from attnprof.vocabulary import Status
+
+
+def claim_directory(path: Path) -> None:
+    """Create ``path`` for a new run, or take it if it is an empty directory.
+
+    Raises:
+        CaptureError: The path is a file, holds something already, or cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        occupied = next(path.iterdir(), None)
+    except (FileExistsError, NotADirectoryError):
+        raise CaptureError(
+            f"cannot record into {path}: it, or a part of it, is a file; give a new directory"
+        ) from None
+    except OSError as error:
+        raise CaptureError(
+            f"cannot record into {path}: {error.strerror or error}; give a directory you may write"
+        ) from None
+    if occupied is not None:
+        raise CaptureError(
+            f"cannot record into {path}: it is not empty (it holds {occupied.name!r}) and nothing is "
+            "overwritten; give a new directory or remove this one"
+        )
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise CaptureError(f"cannot record into {path}: no permission to write there")
+
+
+class RunWriter:
+    """An open run directory.
+
+    Each `commit` appends one record batch to every table that has rows and then one line to the
+    journal. A reader believes only what a whole journal line covers, so a process killed in the
+    middle of a commit loses that commit and nothing else.
+    """
+
+    def __init__(self, path: Path, info: Mapping[str, Any]) -> None:
+        """Start a run in ``path``.
+
+        Args:
+            path: A directory as left by `claim_directory`.
+            info: What run.json says besides schema, status and times: environment, settings, …
+
+        Raises:
+            CaptureError: The directory cannot be written.
+        """
+        self.path = path
+        self._info: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "status": Status.RECORDING.value,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            **info,
+        }
+        self._files: dict[str, BinaryIO] = {}
+        self._streams: dict[str, pa.RecordBatchStreamWriter] = {}
+        self._commits = 0
+        try:
+            (path / TABLES_DIR).mkdir()
+            self._journal = (path / JOURNAL_FILE).open("ab", buffering=0)
+            self._write_info()
+        except OSError as error:
+            raise CaptureError(
+                f"cannot record into {path}: {error.strerror or error}; give a directory you may "
+                "write, on a disk with room"
+            ) from None
+
+    def commit(self, columns: Mapping[str, Mapping[str, Any]]) -> None:
+        """Append rows to tables and make them part of the run.
+
+        Args:
+            columns: Per table name, its columns (arrays or sequences of equal length).
+        """
+        for name, table in columns.items():
+            schema = TABLES[name]
+            arrays = [pa.array(table[field.name], type=field.type) for field in schema]
+            if len(arrays[0]):
+                self._stream(name).write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+        for file in self._files.values():
+            file.flush()
+        good = {name: file.tell() for name, file in self._files.items()}
+        self._commits += 1
+        line = json.dumps({"commit": self._commits, "bytes": good}, separators=(",", ":"))
+        self._journal.write(line.encode() + b"\n")
+
+    def close(self, status: Status, **more: Any) -> None:
+        """End the run with its status; further items go into run.json."""
+        for stream in self._streams.values():
+            stream.close()
+        for file in self._files.values():
+            file.close()
+        self._journal.close()
+        self._info.update(
+            status=status.value, ended=datetime.now(UTC).isoformat(timespec="seconds"), **more
+        )
+        self._write_info()
+
+    def _stream(self, name: str) -> pa.RecordBatchStreamWriter:
+        stream = self._streams.get(name)
+        if stream is None:
+            file = (self.path / TABLES_DIR / f"{name}.arrows").open("wb")
+            stream = pa.ipc.new_stream(file, TABLES[name])
+            self._files[name], self._streams[name] = file, stream
+        return stream
+
+    def _write_info(self) -> None:
+        # Replaced in one move: a reader sees the old file or the new one, never half of one.
+        new = self.path / (RUN_FILE + ".new")
+        new.write_text(json.dumps(self._info, indent=1) + "\n", encoding="utf-8")
+        new.replace(self.path / RUN_FILE)

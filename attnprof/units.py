@@ -1,0 +1,58 @@
+"""Parse and format byte sizes; the only place that does either."""
+
+import re
+
+_FACTORS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+_SIZE = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?|\.[0-9]+)\s*([a-zA-Z]*)\s*")
+
+
+def parse_bytes(size: int | str) -> int:
+    """Return ``size`` in bytes.
+
+    Args:
+        size: A count of bytes, or text such as ``"1.5 GiB"``, ``"80 GB"`` or ``"4096"``.
+            Units ending in ``iB`` are powers of 1024, units ending in ``B`` powers of 1000.
+
+    Raises:
+        ValueError: The text is not a number with a known unit, or is negative.
+        TypeError: ``size`` is neither an integer nor text.
+    """
+    if isinstance(size, bool) or not isinstance(size, int | str):
+        raise TypeError(
+            f"a size in bytes must be an int or text such as '1.5 GiB', got {size!r} "
+            f"of type {type(size).__name__}"
+        )
+    if isinstance(size, int):
+        if size < 0:
+            raise ValueError(f"a size in bytes must not be negative, got {size}")
+        return size
+    match = _SIZE.fullmatch(size)
+    factor = _FACTORS.get(match[2].lower()) if match else None
+    if match is None or factor is None:
+        raise ValueError(
+            f"cannot read {size!r} as a size; expected a number with one of "
+            "B, KB, MB, GB, TB, KiB, MiB, GiB, TiB, such as '1.5 GiB'"
+        )
+    return round(float(match[1].replace("_", "")) * factor)
+
+
+def format_bytes(size_bytes: int) -> str:
+    """Return ``size_bytes`` as short text in binary units: ``"1.50 GiB"``, ``"4.0 KiB"``, ``"17 B"``."""
+    sign, size = ("-", -size_bytes) if size_bytes < 0 else ("", size_bytes)
+    if size < 2**10:
+        return f"{sign}{size} B"
+    for unit, factor, digits in (("KiB", 2**10, 1), ("MiB", 2**20, 1), ("GiB", 2**30, 2)):
+        if round(size / factor, digits) < 1024:
+            return f"{sign}{size / factor:.{digits}f} {unit}"
+    return f"{sign}{size / 2**40:.2f} TiB"
