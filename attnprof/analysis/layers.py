@@ -97,37 +97,59 @@ class _LayerBytes:
 
 
 def _describe_layer(
-    layer: str, calls: list[AttentionCall], blocks: _LayerBytes
+    layer: str, pairs: list[AttentionCall], blocks: _LayerBytes
 ) -> dict[str, object]:
-    # A chunked layer makes several pairs of products in one forward; each is a call here, and
-    # the largest one speaks for the layer. Kinds with scores speak before kinds without.
-    states = [call for call in calls if call.kind is AttentionKind.LINEAR]
-    largest = max(calls, key=lambda c: (blocks.size_of(c.result_rows), c.q_len * c.k_len))
-    kind = largest.kind
-    if states and not any(call.has_normaliser for call in calls):
-        kind = AttentionKind.LINEAR  # products inside a chunk serve the state
-    softmax = blocks.size_of(largest.result_rows)
+    calls = _group_calls(blocks.facts, layer, pairs)
+    # Kinds with scores speak before kinds without; of several, the largest call.
+    largest = max(calls, key=lambda call: sum(blocks.size_of(p.result_rows) for p in call))
+    speaker = max(largest, key=lambda p: (blocks.size_of(p.result_rows), p.q_len * p.k_len))
+    kind = _name_kind(largest, speaker)
     return {
         "layer": layer,
         "kind": kind.value,
         "calls": len(calls),
-        "batch": largest.batch,
-        "heads": largest.heads,
-        "kv_heads": largest.kv_heads,
-        "q_len": largest.q_len,
-        "k_len": largest.k_len,
-        "head_dim": largest.head_dim,
-        "dtype": largest.dtype,
-        "softmax_bytes": softmax,
-        "saved_softmax_bytes": max(blocks.size_of(c.path_rows, saved=True) for c in calls)
-        if kind is not AttentionKind.LINEAR
-        else 0,
+        "batch": speaker.batch,
+        "heads": speaker.heads,
+        "kv_heads": speaker.kv_heads,
+        "q_len": speaker.q_len,
+        "k_len": speaker.k_len,
+        "head_dim": speaker.head_dim,
+        "dtype": speaker.dtype,
+        "softmax_bytes": sum(blocks.size_of(p.result_rows) for p in largest),
+        "saved_softmax_bytes": max(_sum_saved(call, blocks) for call in calls),
         "scores_peak_bytes": blocks.peak_of(layer, Category.ATTENTION_SCORES, Category.SOFTMAX),
-        "mask_bytes": max(blocks.size_of(c.mask_rows) for c in calls),
+        "mask_bytes": max(blocks.size_of(p.mask_rows) for p in pairs),
         "kv_cache_bytes": blocks.peak_of(layer, Category.KV_CACHE),
-        "predicted_saved_bytes": _predict_saved(largest, blocks.facts),
-        "backend_reason": _explain_backend(largest),
+        "predicted_saved_bytes": sum(_predict_saved(p, blocks.facts) for p in largest),
+        "backend_reason": _explain_backend(speaker),
     }
+
+
+def _group_calls(
+    facts: Facts, layer: str, pairs: list[AttentionCall]
+) -> list[list[AttentionCall]]:
+    """Put together the pairs of products that one call of the layer's module made."""
+    grouped: dict[int, list[AttentionCall]] = {}
+    for number, pair in enumerate(pairs):
+        scope = facts.enclosing_call(pair.ops[0], layer) if layer else -1
+        grouped.setdefault(scope if scope >= 0 else -2 - number, []).append(pair)
+    return list(grouped.values())
+
+
+def _name_kind(call: list[AttentionCall], speaker: AttentionCall) -> AttentionKind:
+    kinds = {pair.kind for pair in call}
+    if AttentionKind.LINEAR in kinds and not any(pair.has_normaliser for pair in call):
+        return AttentionKind.LINEAR  # scores inside a chunk serve the state
+    sizes = {pair.q_len * pair.k_len for pair in call if pair.has_normaliser}
+    if len(sizes) > 1 and kinds <= {AttentionKind.LOW_RANK, AttentionKind.BANDED}:
+        return AttentionKind.LOW_RANK  # landmarks: every factor is narrower than (Tq, Tk)
+    return speaker.kind
+
+
+def _sum_saved(call: list[AttentionCall], blocks: _LayerBytes) -> int:
+    """Return the bytes kept between the products of one call, each storage once."""
+    rows = [row for p in call if p.kind is not AttentionKind.LINEAR for row in p.path_rows]
+    return blocks.size_of(rows, saved=True)
 
 
 def _describe_recurrent(layer: str, blocks: _LayerBytes) -> dict[str, object]:

@@ -205,6 +205,19 @@ class Facts:
         return self.signatures[self.signature[row]]
 
     @cached_property
+    def parent_of_scope(self) -> dict[int, int]:
+        """Per module call, the one it was made in, or -1."""
+        scopes = self.scopes
+        return dict(zip(scopes["scope"].tolist(), scopes["parent"].tolist(), strict=True))
+
+    def enclosing_call(self, op: int, path: str) -> int:
+        """Return the call of the module at ``path`` that an op ran in, or -1."""
+        scope = int(self.scope[op])
+        while scope >= 0 and self.module_paths[self.scope_module[scope]] != path:
+            scope = self.parent_of_scope.get(scope, -1)
+        return scope
+
+    @cached_property
     def batch_of_scope(self) -> dict[int, int]:
         """Per module call, the batch size of the outermost forward around it.
 
@@ -212,7 +225,7 @@ class Facts:
         """
         scopes = self.scopes
         begins: dict[int, tuple[int, int]] = {}
-        parent = dict(zip(scopes["scope"].tolist(), scopes["parent"].tolist(), strict=True))
+        parent = self.parent_of_scope
         for scope, enter, leave in zip(
             scopes["scope"].tolist(),
             scopes["enter_op"].tolist(),

@@ -13,6 +13,7 @@ import torch
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from attnprof.capture.imitate import IMITATED, InPlaceForms
 from attnprof.capture.ledger import Ledger, plain_tensors, storage_address
 from attnprof.capture.recorder import COMMIT_OPS, Recorder
 from attnprof.store.schema import NO_NODE
@@ -46,14 +47,20 @@ class Operator:
         self.written = tuple(written) if written and not schema.returns else ()
         """Positions of operands it writes without returning them."""
         self.resizes = out_only or name.split("::")[-1] in _RESIZING
-        self.decomposes = schema is not None and torch._C._dispatch_has_kernel_for_dispatch_key(
-            func.name(), "CompositeImplicitAutograd"
-        )
-        """It consists of other ops. Autograd takes it apart before a mode sees it; under
+        self.decomposes = schema is not None and _is_composite(func.name())
+        """It is nothing but other ops. Autograd takes it apart before a mode sees it; under
         inference_mode nobody does, so the mode has to."""
 
 
 _RESIZING = frozenset({"resize_", "resize_as_", "set_", "resize_storage_bytes_", "resize_output_"})
+
+
+def _is_composite(name: str) -> bool:
+    """Return whether an operator has no kernel of its own on any device, only a decomposition."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return has_kernel(name, "CompositeImplicitAutograd") and not any(
+        has_kernel(name, key) for key in ("CPU", "CUDA", "CompositeExplicitAutograd")
+    )
 
 
 class OpMode(TorchDispatchMode):
@@ -61,7 +68,9 @@ class OpMode(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, recorder: Recorder, ledger: Ledger, thread: int) -> None:
+    def __init__(
+        self, recorder: Recorder, ledger: Ledger, thread: int, in_place_forms: InPlaceForms
+    ) -> None:
         """Record the ops of the thread numbered ``thread``."""
         super().__init__()
         self.scope = -1
@@ -71,6 +80,7 @@ class OpMode(TorchDispatchMode):
         self.thread = thread
         self.recorder = recorder
         self._ledger = ledger
+        self._in_place_forms = in_place_forms
         self._live = ledger.live
         self._signatures = recorder.signatures
         self._ops = recorder.ops
@@ -85,6 +95,10 @@ class OpMode(TorchDispatchMode):
         """Run ``func`` unchanged and record it."""
         if types and self._is_for_subclass(types):
             return NotImplemented  # the subclass takes it apart, and its pieces come back here
+        if func in IMITATED and not kwargs:
+            in_place = self._in_place_forms.find(func, args)
+            if in_place is not None:
+                func, args = in_place
         kwargs = kwargs or {}
         operator = self._operators.get(func)
         if operator is None:

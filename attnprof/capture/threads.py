@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from attnprof.capture.imitate import InPlaceForms
 from attnprof.capture.ledger import Ledger
 from attnprof.capture.ops import OpMode
 from attnprof.capture.recorder import Recorder
@@ -26,6 +27,7 @@ class ThreadModes:
         """Make modes that record into ``recorder``."""
         self._recorder = recorder
         self._ledger = ledger
+        self._in_place_forms = InPlaceForms()
         self._local = threading.local()
         self._count = 0
         self._lock = threading.Lock()
@@ -45,7 +47,7 @@ class ThreadModes:
         with self._lock:
             number = self._count
             self._count += 1
-        mode = OpMode(self._recorder, self._ledger, number)
+        mode = OpMode(self._recorder, self._ledger, number, self._in_place_forms)
         mode.__enter__()
         self._local.mode = mode
         return mode
