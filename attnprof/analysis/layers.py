@@ -125,9 +125,7 @@ def _describe_layer(
     }
 
 
-def _group_calls(
-    facts: Facts, layer: str, pairs: list[AttentionCall]
-) -> list[list[AttentionCall]]:
+def _group_calls(facts: Facts, layer: str, pairs: list[AttentionCall]) -> list[list[AttentionCall]]:
     """Put together the pairs of products that one call of the layer's module made."""
     grouped: dict[int, list[AttentionCall]] = {}
     for number, pair in enumerate(pairs):

@@ -5,7 +5,7 @@ import polars as pl
 
 from attnprof.analysis.peak import choose_device, replay
 from attnprof.attribution.attribute import Attribution
-from attnprof.vocabulary import Phase
+from attnprof.attribution.phases import CODE
 
 
 def describe_steps(attribution: Attribution, *, device: str | None = None) -> pl.DataFrame:
@@ -55,7 +55,7 @@ def _time_phases(attribution: Attribution, begin: int, end: int) -> dict[str, fl
     times = attribution.facts.time_ns[begin:end]
     spent = np.diff(times, prepend=times[:1]) / 1e9
     phases = attribution.timeline.phase[begin:end]
-    return {f"{p.value}_seconds": float(spent[phases == p].sum()) for p in Phase}
+    return {f"{p.value}_seconds": float(spent[phases == code].sum()) for p, code in CODE.items()}
 
 
 def _read_lengths(attribution: Attribution) -> dict[int, tuple[int | None, int | None]]:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from attnprof.attribution.axes import FEATURE, LEFT, RIGHT
+from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, TOKEN
 from attnprof.attribution.facts import Facts, Signature
 from attnprof.attribution.flow import CONVOLUTIONS, LINEARS, PRODUCTS, Flow, Origin, Pair, Pattern
 from attnprof.attribution.paths import common_path
@@ -176,13 +176,15 @@ def _read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> N
     consumed = flow.bits_of_input(operand)
     contracted = consumed[-1] if operand == left_factor else consumed[-2]
     key_side = contracted & (LEFT | RIGHT) or RIGHT
-    q_len, k_len, rest = 1, 1, []
+    q_len, k_len, rest, key_bits, query_bits = 1, 1, [], 0, 0
     sizes = list(zip(signature.shape, bits, strict=True))
     for size, bit in sizes:
         if bit & key_side:
             k_len *= size
+            key_bits |= bit
         elif bit & (LEFT | RIGHT):
             q_len *= size
+            query_bits |= bit
         elif size > 1:
             rest.append((size, bit))
     first_left, first_right = factors(facts, pair.firsts[0])
@@ -202,7 +204,8 @@ def _read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> N
     keys = first_right if key_side == RIGHT else first_left
     repeats = _count_repeats(facts, keys)
     call.kv_heads = max(1, call.heads // repeats)
-    call.kind = _name_kind(facts, flow, pair, call, keys)
+    fixed_keys = key_bits & TOKEN == 0 and key_bits & FEATURE and not query_bits & FEATURE
+    call.kind = AttentionKind.LOW_RANK if fixed_keys else _name_kind(facts, call, keys)
 
 
 def _count_repeats(facts: Facts, row: int) -> int:
@@ -230,12 +233,8 @@ def _repeats_in(signature: Signature) -> int:
     return repeats
 
 
-def _name_kind(
-    facts: Facts, flow: Flow, pair: Pair, call: AttentionCall, keys: int
-) -> AttentionKind:
+def _name_kind(facts: Facts, call: AttentionCall, keys: int) -> AttentionKind:
     """Tell full score matrices from bands, windows and low-rank ones."""
-    if pair.pattern is Pattern.LOW_RANK:
-        return AttentionKind.LOW_RANK
     if len(call.result_rows) > 1:  # landmarks: the softmaxes differ in shape
         shapes = {facts.signature_of(row).numel for row in call.result_rows}
         if len(shapes) > 1:

@@ -173,7 +173,7 @@ class Facts:
         first of its thread that saw a sequence number of at least ``s``.
         """
         result = np.full(self.count, -1, np.int64)
-        for thread in np.unique(self.thread):
+        for thread in np.flatnonzero(np.bincount(self.thread)):
             ops = np.flatnonzero(self.thread == thread)
             seqs = np.maximum.accumulate(self.seq[ops])
             asking = ops[(self.node[ops] >= 0) & self.is_backward[ops]]

@@ -23,7 +23,7 @@ class Origin(IntEnum):
     """What a tensor's values are made from; the highest of an op's operands wins."""
 
     CONSTANT = 0
-    """Buffers, results of factory ops, and what is made only from them."""
+    """Buffers, what factory ops make inside a module, and what is made only from them."""
     PARAMETER = 1
     """Parameters, and what is made from them without a product: casts, views, embeddings of
     positions, dequantised weights."""
@@ -167,8 +167,9 @@ class Flow:
         rows = np.flatnonzero(~facts.is_input)
         ops = facts.row_op[rows]
         writes = (facts.born_by[facts.storage[rows]] == ops) | facts.mutates[facts.code[ops]]
-        ops = np.unique(ops[writes])
-        result: list[int] = ops[is_forward[ops]].tolist()
+        writing = np.zeros(facts.count, np.bool_)
+        writing[ops[writes]] = True
+        result: list[int] = np.flatnonzero(writing & is_forward).tolist()
         return result
 
     def _visit(self, op: int) -> None:
@@ -184,6 +185,11 @@ class Flow:
         origin = max(origins, default=Origin.CONSTANT)
         if kind == _CONVOLUTION and Origin.PARAMETER in origins:
             origin = Origin.ACTIVATION
+        if not origins and facts.scope[op] < 0:  # made outside of any module: a batch, not a table
+            for row in out:
+                self.origin[row] = Origin.ACTIVATION
+                self.bits[row] = axes.of_source(facts.signature_of(row), is_parameter=False)
+            return
         for row in out:
             self.origin[row] = origin
             self.bits[row] = self._bits_of_output(row, kind, rows, bits)
@@ -273,9 +279,7 @@ class Flow:
             self._carry_pair(op, rows)
             return
         self.bits[out] = result = tuple(b & ~SIDES for b in result)
-        pattern = _pattern_of(
-            facts.signature_of(out).shape[-2:], result[-2:], (left[-1] | right[-2]) & ~SIDES, depth
-        )
+        pattern = _pattern_of(result[-2:], (left[-1] | right[-2]) & ~SIDES, depth)
         # Scores times scores (landmark attention) are scores still; scores times values end here.
         if pattern is not None and (not consumed or all(b & TOKEN for b in result[-2:])):
             self._begin_pair(op, out, pattern, consumed)
@@ -302,17 +306,16 @@ class Flow:
         return self._facts.short_names[self._facts.code[op]] in LINEARS
 
 
-def _pattern_of(sizes: tuple[int, ...], free: Bits, contracted: int, depth: int) -> Pattern | None:
+def _pattern_of(free: Bits, contracted: int, depth: int) -> Pattern | None:
     """Say what a product of activations makes, if it can be the first of a pair.
 
     Args:
-        sizes: Rows and columns of the result.
-        free: Their bits.
+        free: The bits of the result's rows and columns.
         contracted: The bits of the contracted dimension.
         depth: Its size.
     """
-    # One query, or one key, is a token too: what has size 1 stems from nothing and may be either.
-    tokens = [size == 1 or bool(bit & TOKEN) for size, bit in zip(sizes, free, strict=True)]
+    # What stems from nothing (one query; rows of a constant) may be tokens as well.
+    tokens = [bit != FEATURE for bit in free]
     features_only = all(bit == FEATURE for bit in free)
     if features_only and (contracted & TOKEN or depth == 1):
         return Pattern.STATE

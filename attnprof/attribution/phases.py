@@ -16,6 +16,11 @@ from attnprof.store.schema import (
 from attnprof.vocabulary import Phase
 
 
+PHASES = list(Phase)
+"""Phases by code: `Timeline.phase` holds positions in this list."""
+CODE = {phase: code for code, phase in enumerate(PHASES)}
+
+
 @dataclass(frozen=True)
 class Timeline:
     """Steps and phases of a run, per op.
@@ -27,8 +32,8 @@ class Timeline:
 
     step_begin: Ints
     """Per step, its first op; the first step begins at op 0."""
-    phase: np.ndarray[tuple[int], np.dtype[np.object_]]
-    """Per op, its `Phase`."""
+    phase: Ints
+    """Per op, the code of its `Phase`."""
     forward_end: Ints
     """Ops at which a forward's saved tensors are settled: the first op after each forward."""
     forward_begin: Ints
@@ -54,15 +59,15 @@ def find_timeline(facts: Facts) -> Timeline:
     exits: Ints = facts.scopes["exit_op"][outer][order]
     grads: Bools = (facts.scopes["flags"][outer][order] & GRAD_ENABLED) != 0
     step_begin = _find_step_begins(facts.count, enters, marks)
-    phase = np.full(facts.count, Phase.OUTSIDE, object)
-    phase[facts.scope >= 0] = Phase.FORWARD
+    phase = np.full(facts.count, CODE[Phase.OUTSIDE], np.int8)
+    phase[facts.scope >= 0] = CODE[Phase.FORWARD]
     _mark_losses(phase, facts, step_begin)
-    phase[facts.is_backward] = Phase.BACKWARD
-    phase[facts.is_recompute] = Phase.RECOMPUTE
+    phase[facts.is_backward] = CODE[Phase.BACKWARD]
+    phase[facts.is_recompute] = CODE[Phase.RECOMPUTE]
     begins = marks["op"][marks["kind"] == OPTIMIZER_BEGIN]
     ends = marks["op"][marks["kind"] == OPTIMIZER_END]
     for begin, end in zip(begins, ends, strict=False):
-        phase[begin:end] = Phase.OPTIMIZER
+        phase[begin:end] = CODE[Phase.OPTIMIZER]
     if not len(enters) and facts.is_backward.any():  # no modules at all, but a backward
         exits = np.flatnonzero(facts.is_backward)[:1]
         enters, grads = np.zeros(1, np.int64), np.ones(1, np.bool_)
@@ -93,7 +98,7 @@ def _find_step_begins(count: int, enters: Ints, marks: dict[str, Ints]) -> Ints:
     return np.unique(np.concatenate([[0], begins])).astype(np.int64)
 
 
-def _mark_losses(phase: np.ndarray, facts: Facts, step_begin: Ints) -> None:
+def _mark_losses(phase: Ints, facts: Facts, step_begin: Ints) -> None:
     """Count ops outside of modules that lead to a backward pass, such as a loss, as forward."""
     outside = np.flatnonzero((facts.scope < 0) & ~facts.is_backward)
     backward = np.flatnonzero(facts.is_backward)
@@ -108,15 +113,15 @@ def _mark_losses(phase: np.ndarray, facts: Facts, step_begin: Ints) -> None:
     leads = (following < end) & (before >= step_begin[step]) & (following < after)
     if not len(inside):
         leads = following < end
-    phase[outside[leads]] = Phase.FORWARD
+    phase[outside[leads]] = CODE[Phase.FORWARD]
 
 
-def _find_forward_ends(facts: Facts, phase: np.ndarray, enters: Ints, exits: Ints) -> Ints:
+def _find_forward_ends(facts: Facts, phase: Ints, enters: Ints, exits: Ints) -> Ints:
     """Return for each outermost forward the op at which what it saved is settled.
 
     That is where backward begins, if nothing but a loss lies between; else where it returned.
     """
-    backward = np.flatnonzero(phase == Phase.BACKWARD)
+    backward = np.flatnonzero(phase == CODE[Phase.BACKWARD])
     following = np.append(backward, facts.count)[np.searchsorted(backward, exits)]
     next_enter = np.append(enters, facts.count)
     next_enter = next_enter[np.searchsorted(enters, exits, "left")]

@@ -1,0 +1,138 @@
+"""What each storage is for, from the most certain knowledge to the least."""
+
+from typing import Any
+
+import numpy as np
+
+from attnprof.attribution.attention import AttentionCall, find_io_storages, find_mask_storages
+from attnprof.attribution.cache import Kept
+from attnprof.attribution.facts import Facts, Ints
+from attnprof.attribution.flow import Flow
+from attnprof.attribution.gradients import find_gradient_storages
+from attnprof.vocabulary import Category, Role
+
+CATEGORIES = list(Category)
+"""Categories by code: `Labels.category` holds positions in this list."""
+CODE = {category: code for code, category in enumerate(CATEGORIES)}
+
+ROLE_CATEGORIES = {
+    Role.PARAMETER: Category.PARAMETERS,
+    Role.BUFFER: Category.BUFFERS,
+    Role.GRADIENT: Category.GRADIENTS,
+    Role.OPTIMIZER_STATE: Category.OPTIMIZER_STATE,
+}
+
+
+class Labels:
+    """A category and a layer per storage; what was said first stands."""
+
+    def __init__(self, storage_count: int) -> None:
+        """Begin without labels."""
+        self.category: Ints = np.full(storage_count, -1, np.int64)
+        """Code of the category, or -1."""
+        self.layer: Ints = np.full(storage_count, -1, np.int64)
+        """Position in `layers`, or -1 where the op that made the storage says it."""
+        self.layers: list[str] = []
+        self._numbers: dict[str, int] = {}
+
+    def put(self, storage: int, category: Category, layer: str) -> None:
+        """Label a storage, unless it has a label."""
+        if self.category[storage] < 0:
+            self.category[storage] = CODE[category]
+            self.layer[storage] = self.number_of(layer)
+
+    def number_of(self, layer: str) -> int:
+        """Return the position of a layer's path in `layers`, entering it if it is new."""
+        number = self._numbers.get(layer)
+        if number is None:
+            number = self._numbers[layer] = len(self.layers)
+            self.layers.append(layer)
+        return number
+
+
+def label_storages(
+    facts: Facts,
+    flow: Flow,
+    calls: list[AttentionCall],
+    kept: Kept,
+    identities: list[dict[str, Any]],
+) -> Labels:
+    """Label storages: what the user said, then identity, then what data flow shows."""
+    labels = Labels(facts.storage_count)
+    _label_identities(facts, identities, labels)
+    for storage, layer in kept.cache.items():
+        labels.put(storage, Category.KV_CACHE, layer)
+    for storage, layer in kept.state.items():
+        labels.put(storage, Category.RECURRENT_STATE, layer)
+    for call in calls:
+        _label_call(facts, flow, call, labels)
+    _label_backward(facts, calls, labels)
+    return labels
+
+
+def _label_identities(facts: Facts, identities: list[dict[str, Any]], labels: Labels) -> None:
+    for row in identities:
+        if row["role"] == Role.TAGGED and row["storage"] >= 0:
+            labels.put(row["storage"], Category(row["category"]), row["layer"])
+    layer_of: dict[int, str] = {}
+    for row in identities:
+        if row["role"] == Role.TAGGED:
+            continue
+        owner = layer_of.get(row["owner"], "")
+        layer = facts.module_paths[row["module"]] if row["module"] >= 0 else owner
+        layer_of.setdefault(row["storage"], layer)
+        labels.put(row["storage"], ROLE_CATEGORIES[Role(row["role"])], layer)
+    for storage, parameter in find_gradient_storages(facts).items():
+        labels.put(storage, Category.GRADIENTS, layer_of.get(parameter, ""))
+
+
+def _label_call(facts: Facts, flow: Flow, call: AttentionCall, labels: Labels) -> None:
+    for ops, category in (
+        (call.softmax_ops, Category.SOFTMAX),
+        (call.score_ops, Category.ATTENTION_SCORES),
+    ):
+        for op in ops:
+            for row in facts.rows_out(op):
+                storage = int(facts.storage[row])
+                if facts.born_by[storage] == op:
+                    labels.put(storage, category, call.layer)
+    for row in call.softmax_rows:
+        labels.put(int(facts.storage[row]), Category.SOFTMAX, call.layer)
+    for storage in find_mask_storages(facts, flow, call):
+        labels.put(storage, Category.ATTENTION_MASK, call.layer)
+    if call.kind == "linear":
+        for row in call.path_rows:
+            labels.put(int(facts.storage[row]), Category.RECURRENT_STATE, call.layer)
+    for storage in find_io_storages(facts, flow, call):
+        labels.put(storage, Category.ATTENTION_IO, call.layer)
+
+
+def _label_backward(facts: Facts, calls: list[AttentionCall], labels: Labels) -> None:
+    """Label gradients inside attention: of scores as scores, of softmax as softmax.
+
+    A node's ops make gradients of its forward op's operands. The gradient of a product's factor
+    that is as large as the scores belongs to softmax (it is dP, from PV); the others are dQ, dK
+    and dV. The softmax's own backward makes the gradient of its input: a score.
+    """
+    role: dict[int, tuple[AttentionCall, Category]] = {}
+    for call in calls:
+        results = {int(facts.row_op[row]) for row in call.result_rows}
+        for op in call.ops:
+            is_after = op in call.seconds or (op in call.softmax_ops and op not in results)
+            role[op] = (call, Category.SOFTMAX if is_after else Category.ATTENTION_SCORES)
+    if not role:
+        return
+    is_wanted = np.zeros(facts.count + 1, np.bool_)  # the last entry is for ops without a node
+    is_wanted[list(role)] = True
+    for op in np.flatnonzero(is_wanted[facts.forward_op]).tolist():
+        call, category = role[int(facts.forward_op[op])]
+        least = max(1, call.batch * call.heads * call.q_len * call.k_len)
+        is_first = int(facts.forward_op[op]) == call.ops[0]
+        for row in facts.rows_out(op):
+            storage = int(facts.storage[row])
+            if facts.born_by[storage] != op:
+                continue
+            is_score = bool(call.score_ops) and facts.signature_of(row).numel >= least
+            if is_first or not is_score:
+                category = Category.ATTENTION_IO
+            labels.put(storage, category, call.layer)

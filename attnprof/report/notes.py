@@ -1,0 +1,96 @@
+"""How far a report can be trusted: what is unexplained, what is inferred, how the run ended."""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from attnprof.analysis.peak import Peak, find_peak
+from attnprof.report.verdict import format_share
+from attnprof.run import Run
+from attnprof.store import open_run
+from attnprof.units import format_bytes
+from attnprof.vocabulary import Category, Status
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One remark on a report's quality."""
+
+    subject: str
+    """One or two words."""
+    text: str
+    is_warning: bool = False
+    """The reader should know this before believing the numbers."""
+
+
+def collect_notes(run: Run, peak: Peak) -> list[Note]:
+    """Return the remarks on a report; what is unattributed and inferred is always among them."""
+    notes = [_note_status(run), _note_unattributed(peak), _note_inferred(peak)]
+    if open_run(run.path).lost:
+        notes.append(
+            Note(
+                "files",
+                "the newest part of the run is missing from its files; the report covers what "
+                "came before it",
+                is_warning=True,
+            )
+        )
+    if peak.device == "cpu" and peak.total_bytes:
+        notes.append(
+            Note(
+                "cpu",
+                "storages are counted as the program makes and drops them; what an op takes and "
+                "gives back inside itself is not seen on the CPU",
+            )
+        )
+    return notes + _note_other_devices(run, peak)
+
+
+def _note_status(run: Run) -> Note:
+    status = run.status
+    if status is Status.COMPLETED:
+        return Note("status", "completed")
+    if status is Status.RECORDING:
+        return Note("status", "still recording; the numbers cover what was written so far", True)
+    text = f"{status.value}; the numbers cover what ran until then"
+    error = run.info.get("error")
+    if isinstance(error, dict):
+        message = str(error.get("message", "")).strip().splitlines()
+        text += f" ({error.get('type', 'error')}{': ' + message[0] if message else ''})"
+    return Note("status", text, is_warning=True)
+
+
+def _note_unattributed(peak: Peak) -> Note:
+    size = peak.by_category().get(Category.UNATTRIBUTED.value, 0)
+    share = format_share(size, peak.total_bytes)
+    return Note("unattributed", f"{format_bytes(size)}, {share} of the peak", is_warning=bool(size))
+
+
+def _note_inferred(peak: Peak) -> Note:
+    inferred = peak.allocations.filter(~pl.col("exact"))
+    size = int(inferred["size_bytes"].sum())
+    count = "no blocks" if inferred.is_empty() else f"{len(inferred)} of {len(peak.allocations)}"
+    if inferred.is_empty():
+        return Note("inferred", f"{count}; every category at the peak was observed, none guessed")
+    return Note(
+        "inferred",
+        f"{count} blocks at the peak, {format_bytes(size)} "
+        f"({format_share(size, peak.total_bytes)}): their category was concluded from how they "
+        "were used, not observed",
+    )
+
+
+def _note_other_devices(run: Run, peak: Peak) -> list[Note]:
+    names = run.allocations["device"].cast(pl.String).unique().sort().to_list()
+    notes = []
+    for name in names:
+        if name != peak.device:
+            other = find_peak(run.attribution.allocations, device=name)
+            notes.append(
+                Note(
+                    "devices",
+                    f"{name} held memory too, at most {format_bytes(other.total_bytes)}; "
+                    f"see it with --device {name}",
+                )
+            )
+    return notes
