@@ -16,10 +16,10 @@ from attnprof.vocabulary import Status
 
 
 class Run:
-    """One recorded run. Facts are read from its directory when first asked for; nothing is cached
-    on disk, so a run recorded by an older attnprof is judged by the rules of this one.
+    """One recorded run and its answers; needs no torch.
 
-    Needs no torch.
+    Facts are read from its directory when first asked for. Nothing derived is kept on disk, so a
+    run recorded by an older attnprof is judged by the rules of this one.
     """
 
     def __init__(self, stored: StoredRun, *, keep_alive: object = None) -> None:

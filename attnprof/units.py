@@ -48,7 +48,7 @@ def parse_bytes(size: int | str) -> int:
 
 
 def format_bytes(size_bytes: int) -> str:
-    """Return ``size_bytes`` as short text in binary units: ``"1.50 GiB"``, ``"4.0 KiB"``, ``"17 B"``."""
+    """Return ``size_bytes`` as short text in binary units: ``"1.50 GiB"``, ``"17 B"``."""
     sign, size = ("-", -size_bytes) if size_bytes < 0 else ("", size_bytes)
     if size < 2**10:
         return f"{sign}{size} B"

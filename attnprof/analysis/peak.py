@@ -101,11 +101,11 @@ def find_peak(
     eligible = np.ones(len(frame), np.bool_)
     if step is not None:
         eligible &= frame["step"].to_numpy() == step
-        _require(eligible.any(), "step", step, allocations["step"].unique().sort().to_list())
+        _require(bool(eligible.any()), "step", step, allocations["step"].unique().sort().to_list())
     if phase is not None:
         phases = frame["phase"].cast(pl.String)
         eligible &= (phases == phase).to_numpy()
-        _require(eligible.any(), "phase", phase, sorted(phases.unique().to_list()))
+        _require(bool(eligible.any()), "phase", phase, sorted(phases.unique().to_list()))
     if not len(frame):
         return Peak(device, 0, 0, Phase.OUTSIDE.value, "", None, 0, frame.drop("start", "end"))
     at = int(np.argmax(np.where(eligible, live, -1)))

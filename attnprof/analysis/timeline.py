@@ -30,7 +30,7 @@ def sample_timeline(
     changes = _list_changes(frame)
     total = changes["change"].cum_sum()
     if len(total) > max_points:
-        picked = MinMaxDownsampler().downsample(
+        picked = MinMaxDownsampler().downsample(  # type: ignore[no-untyped-call]  # untyped library
             total.to_numpy().astype(np.float64), n_out=max_points - max_points % 2
         )
     else:

@@ -171,8 +171,7 @@ def _find_categories(
     from_nobody = blocks.op < 0
     outside = (phase == PHASE[Phase.OUTSIDE]) & ~from_nobody
     kept_by_optimizer = (phase == PHASE[Phase.OPTIMIZER]) & ~blocks.is_freed
-    rules = [
-        (label >= 0, label, True),
+    rules: list[tuple[Bools, Category, bool]] = [
         (from_nobody & (read & _READ_FORWARD > 0), Category.INPUTS, True),
         (from_nobody & (read & _READ_OPTIMIZER > 0), Category.OPTIMIZER_STATE, False),
         (from_nobody & (read > 0), Category.UNATTRIBUTED, False),
@@ -181,10 +180,15 @@ def _find_categories(
         (outside & (read & _READ_FORWARD > 0), Category.INPUTS, True),
         (saved, Category.ACTIVATIONS, True),
     ]
-    conditions = [condition for condition, _, _ in rules]
-    codes = [CATEGORY[c] if isinstance(c, Category) else c for _, c, _ in rules]
-    category = np.select(conditions, codes, CATEGORY[Category.TEMPORARIES])
-    return category, np.select(conditions, [certain for _, _, certain in rules], True)
+    category = np.full(len(label), CATEGORY[Category.TEMPORARIES])
+    exact = np.ones(len(label), np.bool_)
+    for condition, name, certain in reversed(rules):
+        category[condition] = CATEGORY[name]
+        exact[condition] = certain
+    labelled = label >= 0
+    category[labelled] = label[labelled]
+    exact[labelled] = True
+    return category, exact
 
 
 def _find_readers(facts: Facts, timeline: Timeline) -> Ints:

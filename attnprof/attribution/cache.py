@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attnprof.attribution.attention import AttentionCall, is_product
+from attnprof.attribution.attention import AttentionCall
 from attnprof.attribution.facts import Facts
 from attnprof.attribution.flow import Flow, Origin
 from attnprof.attribution.phases import Timeline
+from attnprof.attribution.products import is_product
 
 _APPENDING = re.compile(r"^(cat|index_copy|index_put|copy|slice_scatter|scatter|index_add|stack)")
 """Ops that put new tokens beside old ones; a cache behind a projection is made by one."""
@@ -113,8 +114,8 @@ def _find_states(
                 confirmed[storage] = facts.module_paths[module]
                 habits.add(_habit(facts, storage, writer))
     # What the last forward wrote was never read, but the layer does this every time.
-    for storage, written in writers.items():
-        for _, writer in written:
+    for storage, writes in writers.items():
+        for _, writer in writes:
             if _habit(facts, storage, writer) in habits:
                 confirmed.setdefault(storage, facts.module_paths[facts.op_module[writer]])
     return confirmed
@@ -129,7 +130,7 @@ def _habit(facts: Facts, storage: int, writer: int) -> tuple[int, int, int]:
 def _find_writers(
     facts: Facts, flow: Flow, forwards: _Forwards, cache: dict[int, str]
 ) -> dict[int, list[tuple[int, int]]]:
-    """Return, per storage that outlives a forward it was written in, (forward, op) of each write."""
+    """Return (forward, op) of each write to a storage that outlives the forward it was in."""
     rows = np.flatnonzero(~facts.is_input & (facts.op_module[facts.row_op] >= 0))
     ops = facts.row_op[rows]
     writes = (facts.born_by[facts.storage[rows]] == ops) | facts.mutates[facts.code[ops]]

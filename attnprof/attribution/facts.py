@@ -123,12 +123,14 @@ class Facts:
     @cached_property
     def is_recompute(self) -> Bools:
         """Per op, whether it ran in a forward that checkpointing repeats."""
-        return (self.scope_flags[self.scope] & RECOMPUTE) != 0
+        result: Bools = (self.scope_flags[self.scope] & RECOMPUTE) != 0
+        return result
 
     @cached_property
     def is_backward(self) -> Bools:
         """Per op, whether an autograd node ran it (recomputed forwards are not counted)."""
-        return (self.node != NO_NODE) & ~self.is_recompute
+        result: Bools = (self.node != NO_NODE) & ~self.is_recompute
+        return result
 
     @cached_property
     def producer_row(self) -> Ints:
@@ -202,7 +204,7 @@ class Facts:
 
     def signature_of(self, row: int) -> Signature:
         """Return shape, stride and dtype of the tensor in an operand row."""
-        return self.signatures[self.signature[row]]
+        return self.signatures[int(self.signature[row])]
 
     @cached_property
     def parent_of_scope(self) -> dict[int, int]:

@@ -16,6 +16,7 @@ import numpy as np
 from attnprof.attribution import axes
 from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, SIDES, TOKEN, Bits
 from attnprof.attribution.facts import Bools, Facts
+from attnprof.attribution.products import CONVOLUTIONS, LINEARS, PRODUCTS
 from attnprof.vocabulary import Role
 
 
@@ -28,21 +29,6 @@ class Origin(IntEnum):
     """Parameters, and what is made from them without a product: casts, views, embeddings of
     positions, dequantised weights."""
     ACTIVATION = 2
-
-
-PRODUCTS = {
-    "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "vdot": 0, "matmul": 0, "addmm": 1, "baddbmm": 1,
-    "addbmm": 1, "addmv": 1, "_addmm_activation": 1, "_scaled_mm": 0, "_int_mm": 0,
-    "_grouped_mm": 0, "_scaled_grouped_mm": 0, "_scaled_mm_v2": 0,
-}  # fmt: skip
-"""Matrix products, and the position of their left factor among the tensor operands."""
-
-LINEARS = frozenset({"linear", "_linear_pointwise", "_mkl_linear", "mkldnn_linear"})
-"""Products with a transposed weight in second place."""
-
-CONVOLUTIONS = frozenset(
-    {"convolution", "_convolution", "mkldnn_convolution", "_convolution_pointwise"}
-)
 
 
 class Pattern(IntEnum):
@@ -79,8 +65,8 @@ class Flow:
 
         Args:
             facts: The run's tables.
-            is_forward: Per op, whether it computes (forward or recompute) rather than differentiates
-                or updates.
+            is_forward: Per op, whether it computes (forward or recompute), rather than
+                differentiates or updates.
             roles: Per storage, its `Role`, where it has one.
         """
         self._facts = facts
@@ -137,7 +123,7 @@ class Flow:
         return self.origin.get(row, Origin.ACTIVATION)
 
     def is_grown(self, row: int) -> bool:
-        """Return whether a storage made outside is appended to or written into by this op's peers."""
+        """Return whether the op of a row appends to, or writes into, the row's storage."""
         name = self._facts.short_names[self._facts.code[self._facts.row_op[row]]]
         storage = self._facts.storage[row]
         outs = self._facts.rows_out(int(self._facts.row_op[row]))
@@ -319,7 +305,7 @@ def _pattern_of(free: Bits, contracted: int, depth: int) -> Pattern | None:
     features_only = all(bit == FEATURE for bit in free)
     if features_only and (contracted & TOKEN or depth == 1):
         return Pattern.STATE
-    if contracted & TOKEN and not contracted & FEATURE or depth == 1:
+    if (contracted & TOKEN and not contracted & FEATURE) or depth == 1:
         return Pattern.SCORES if all(tokens) else None
     return Pattern.SCORES if all(tokens) or features_only else Pattern.LOW_RANK
 

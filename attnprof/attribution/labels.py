@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from attnprof.attribution.attention import AttentionCall, find_io_storages, find_mask_storages
+from attnprof.attribution.attention import AttentionCall
 from attnprof.attribution.cache import Kept
 from attnprof.attribution.facts import Facts, Ints
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.gradients import find_gradient_storages
+from attnprof.attribution.operands import find_io_storages, find_mask_storages
 from attnprof.vocabulary import Category, Role
 
 CATEGORIES = list(Category)

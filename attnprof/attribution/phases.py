@@ -15,7 +15,6 @@ from attnprof.store.schema import (
 )
 from attnprof.vocabulary import Phase
 
-
 PHASES = list(Phase)
 """Phases by code: `Timeline.phase` holds positions in this list."""
 CODE = {phase: code for code, phase in enumerate(PHASES)}
@@ -59,7 +58,7 @@ def find_timeline(facts: Facts) -> Timeline:
     exits: Ints = facts.scopes["exit_op"][outer][order]
     grads: Bools = (facts.scopes["flags"][outer][order] & GRAD_ENABLED) != 0
     step_begin = _find_step_begins(facts.count, enters, marks)
-    phase = np.full(facts.count, CODE[Phase.OUTSIDE], np.int8)
+    phase = np.full(facts.count, CODE[Phase.OUTSIDE], np.int64)
     phase[facts.scope >= 0] = CODE[Phase.FORWARD]
     _mark_losses(phase, facts, step_begin)
     phase[facts.is_backward] = CODE[Phase.BACKWARD]

@@ -7,6 +7,7 @@ Known limitations:
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,7 +70,12 @@ class OpMode(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(
-        self, recorder: Recorder, ledger: Ledger, thread: int, in_place_forms: InPlaceForms
+        self,
+        recorder: Recorder,
+        ledger: Ledger,
+        thread: int,
+        in_place_forms: InPlaceForms,
+        tag_allocations: Callable[[str], None] | None,
     ) -> None:
         """Record the ops of the thread numbered ``thread``."""
         super().__init__()
@@ -81,6 +87,7 @@ class OpMode(TorchDispatchMode):
         self.recorder = recorder
         self._ledger = ledger
         self._in_place_forms = in_place_forms
+        self._tag_allocations = tag_allocations
         self._live = ledger.live
         self._signatures = recorder.signatures
         self._ops = recorder.ops
@@ -113,6 +120,8 @@ class OpMode(TorchDispatchMode):
         if kwargs:
             self._describe(kwargs.values(), facts, False)
         n_in = len(facts) >> 1
+        if self._tag_allocations is not None:
+            self._tag_allocations(str(self.recorder.count_ops()))
         result = func(*args, **kwargs)
         if result.__class__ is tuple or result.__class__ is list:
             self._describe(result, facts, True)

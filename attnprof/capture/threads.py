@@ -23,8 +23,14 @@ class ThreadModes:
     inherit the mode of the thread that called backward.
     """
 
-    def __init__(self, recorder: Recorder, ledger: Ledger) -> None:
-        """Make modes that record into ``recorder``."""
+    def __init__(
+        self,
+        recorder: Recorder,
+        ledger: Ledger,
+        tag_allocations: Callable[[str], None] | None = None,
+    ) -> None:
+        """Make modes that record into ``recorder`` and tag the allocator's history, if it can."""
+        self._tag_allocations = tag_allocations
         self._recorder = recorder
         self._ledger = ledger
         self._in_place_forms = InPlaceForms()
@@ -47,7 +53,9 @@ class ThreadModes:
         with self._lock:
             number = self._count
             self._count += 1
-        mode = OpMode(self._recorder, self._ledger, number, self._in_place_forms)
+        mode = OpMode(
+            self._recorder, self._ledger, number, self._in_place_forms, self._tag_allocations
+        )
         mode.__enter__()
         self._local.mode = mode
         return mode

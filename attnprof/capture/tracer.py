@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from attnprof.capture.cuda import AllocatorHistory
 from attnprof.capture.devices import describe_environment, describe_writer, sampling
 from attnprof.capture.ledger import Ledger
 from attnprof.capture.modules import ModuleNames, ModuleWatch
@@ -134,11 +135,13 @@ class Tracer:
         self._recorder = recorder = Recorder(self._writer)
         self._ledger = ledger = Ledger(recorder)
         self._names = names = ModuleNames(recorder, ledger)
-        modes = ThreadModes(recorder, ledger)
+        history = AllocatorHistory(recorder)
+        modes = ThreadModes(recorder, ledger, history.tag)
         enter = self._stack.enter_context
         self._stack.callback(ledger.close)
         enter(sampling(recorder, per_second=self._samples_per_second))
         enter(self._ending_on_sigterm())
+        enter(history.recording())
         enter(ModuleWatch(modes, names, recorder).watching())
         enter(OptimizerWatch(names, ledger, recorder).watching())
         enter(_watch_resizes(ledger))

@@ -92,7 +92,12 @@ def render_categories(summary: Summary) -> RenderableType | None:
     ]
     rows.append([Text("total", style="bold"), Text(format_bytes(total), style="bold"), "100 %", ""])
     return FittedTable(
-        [Column("category"), Column("bytes", right=True), Column("share", right=True), Column("")],
+        [
+            Column("category"),
+            Column("bytes", right=True),
+            Column("share", right=True),
+            Column("", drop=1),
+        ],
         rows,
         ruled_off=1,
     )
@@ -143,11 +148,11 @@ def _render_layers(groups: list[LayerGroup]) -> RenderableType | None:
     columns = [
         Column("layer", is_name=True),
         Column("kind"),
-        Column("B×H×Tq×Tk"),
-        Column("dtype", drop=2),
+        Column("B×H×Tq×Tk", drop=3),
+        Column("dtype", drop=1),
         Column("softmax", right=True),
         Column("saved", right=True),
-        Column("predicted", right=True, drop=1),
+        Column("predicted", right=True, drop=2),
         *([Column("KV cache", right=True)] if has_cache else []),
     ]
     rows = [_layer_row(group, has_cache=has_cache) for group in groups]
@@ -200,9 +205,9 @@ def _render_steps(summary: Summary) -> RenderableType | None:
     columns = [
         Column("step", right=True),
         Column("n", right=True),
-        Column("batch", right=True),
+        Column("batch", right=True, drop=2),
         Column("peak", right=True),
-        Column("in", drop=2),
+        Column("in", drop=3),
         *([Column("reserved", right=True)] if has_reserved else []),
         Column("time", right=True),
         Column("ops", right=True, drop=1),
@@ -268,4 +273,4 @@ def _render_notes(summary: Summary) -> RenderableType:
         ]
         for note in summary.notes
     ]
-    return FittedTable([Column(""), Column("", is_text=True)], rows, has_head=False)
+    return FittedTable([Column(""), Column("", is_name=True)], rows, has_head=False)

@@ -1,0 +1,29 @@
+"""Which ops are matrix products, and where their factors are."""
+
+from attnprof.attribution.facts import Facts
+
+PRODUCTS = {
+    "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "vdot": 0, "matmul": 0, "addmm": 1, "baddbmm": 1,
+    "addbmm": 1, "addmv": 1, "_addmm_activation": 1, "_scaled_mm": 0, "_int_mm": 0,
+    "_grouped_mm": 0, "_scaled_grouped_mm": 0, "_scaled_mm_v2": 0,
+}  # fmt: skip
+"""Matrix products, and the position of their left factor among the tensor operands."""
+
+LINEARS = frozenset({"linear", "_linear_pointwise", "_mkl_linear", "mkldnn_linear"})
+"""Products with a transposed weight in second place."""
+
+CONVOLUTIONS = frozenset(
+    {"convolution", "_convolution", "mkldnn_convolution", "_convolution_pointwise"}
+)
+
+
+def is_product(facts: Facts, op: int) -> bool:
+    """Return whether an op is a matrix product or a convolution."""
+    name = facts.short_names[facts.code[op]]
+    return name in PRODUCTS or name in LINEARS or name in CONVOLUTIONS
+
+
+def factors(facts: Facts, op: int) -> tuple[int, int]:
+    """Return the operand rows of a product's left and right factor."""
+    first = int(facts.first_row[op]) + PRODUCTS.get(facts.short_names[facts.code[op]], 0)
+    return first, first + 1

@@ -1,0 +1,100 @@
+"""The command ``attnprof``: its verbs, and what becomes of what they raise."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.main import get_command
+
+from attnprof.cli.console import fail
+from attnprof.cli.demo import demo
+from attnprof.cli.doctor import doctor
+from attnprof.cli.report import report
+from attnprof.cli.run import RunCommand, run
+from attnprof.errors import AttnprofError
+
+INTERRUPTED = 130
+"""The exit code of a program ended by Ctrl-C, as shells count it."""
+BROKEN_PIPE = 141
+"""The exit code of a program whose reader went away, as shells count it."""
+UNUSABLE = 2
+"""The exit code for arguments or a run that cannot be used."""
+
+app = typer.Typer(
+    add_completion=False,
+    # One line per error is printed below; rich's boxes and tracebacks stay out of it.
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Say whose bytes are at the peak of a PyTorch program's memory, and how they grow.
+
+    Start with [bold]attnprof demo[/bold], or record a script of your own with
+    [bold]attnprof run train.py[/bold].
+    """
+    if version:
+        print(f"attnprof {find_version()}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+app.command(cls=RunCommand, context_settings={"allow_interspersed_args": False})(run)
+app.command()(report)
+app.command()(demo)
+app.command()(doctor)
+
+
+def find_version() -> str:
+    """Return the installed version."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("attnprof")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "(not installed)"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: What follows ``attnprof``; by default, this process's arguments.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        with get_command(app).make_context("attnprof", list(arguments)) as context:
+            code = context.command.invoke(context)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except typer.Exit as ended:
+        return ended.exit_code
+    except BrokenPipeError:
+        _abandon_stdout()
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return fail("interrupted", INTERRUPTED)
+    except (AttnprofError, ValueError) as error:
+        return fail(str(error), UNUSABLE)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return fail(f"{where}{error.strerror or error}", UNUSABLE)
+    except Exception as error:
+        # What typer raises for arguments it cannot use has no public name in all its versions.
+        format_message = getattr(error, "format_message", None)
+        if format_message is None:
+            raise
+        verb = getattr(getattr(error, "ctx", None), "command_path", "attnprof")
+        return fail(f"{format_message()} (see '{verb} --help')", UNUSABLE)
+
+
+def _abandon_stdout() -> None:
+    """Let nothing be flushed into the closed pipe when the interpreter exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

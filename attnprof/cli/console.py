@@ -1,0 +1,73 @@
+"""Where the command line writes: reports to stdout, all that is said about them to stderr."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+PLAIN_WIDTH = 110
+"""Characters per line where there is no terminal: the same everywhere, so that files compare."""
+LEAST_WIDTH = 60
+"""Below this a report is laid out for so many characters and the terminal folds its lines."""
+
+
+def fail(message: str, code: int) -> int:
+    """Print one line about what went wrong and return the exit code."""
+    say(" ".join(message.split()))
+    return code
+
+
+def say(message: str) -> None:
+    """Print one line to stderr, under attnprof's name.
+
+    The traced program may have closed or replaced stderr; then nobody is told, and nothing fails.
+    """
+    printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    try:
+        print(f"attnprof: {printable}", file=sys.stderr, flush=True)
+    except (OSError, ValueError, AttributeError, UnicodeError):
+        pass
+
+
+def print_report(report: "RenderableType") -> None:
+    """Print a report to stdout: with colour on a terminal, else plain, without trailing blanks."""
+    console = make_console(sys.stdout)
+    if console.is_terminal:
+        console.print(report)
+        return
+    with console.capture() as captured:
+        console.print(report)
+    text = "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+
+
+def make_console(file: TextIO) -> "Console":
+    """Return a rich console for ``file`` that takes text as it is: no markup, no emoji."""
+    from rich.console import Console
+
+    console = Console(file=file, markup=False, emoji=False, highlight=False, soft_wrap=False)
+    width = console.width if console.is_terminal else PLAIN_WIDTH
+    console.width = max(width, LEAST_WIDTH)
+    return console
+
+
+@contextmanager
+def working(message: str) -> Iterator[None]:
+    """Show on a terminal that something takes a while."""
+    if not _is_terminal(sys.stderr):
+        yield
+        return
+    with make_console(sys.stderr).status(message):
+        yield
+
+
+def _is_terminal(file: TextIO) -> bool:
+    try:
+        return file.isatty() and os.environ.get("TERM") != "dumb"
+    except (ValueError, AttributeError):  # closed, or None
+        return False
