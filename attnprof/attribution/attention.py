@@ -1,9 +1,10 @@
 """Attention calls: which ops make scores, which make softmax, what is kept on the way."""
 
+import math
 import re
 from dataclasses import dataclass, field
 
-from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, TOKEN
+from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, TOKEN, Bits
 from attnprof.attribution.facts import Facts, Signature
 from attnprof.attribution.flow import Flow, Pair, Pattern
 from attnprof.attribution.paths import common_path
@@ -165,10 +166,10 @@ def _read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> N
     consumed = flow.bits_of_input(operand)
     contracted = consumed[-1] if operand == left_factor else consumed[-2]
     key_side = contracted & (LEFT | RIGHT) or RIGHT
+    key_dims = _find_key_dims(bits, key_side)
     q_len, k_len, rest, key_bits, query_bits = 1, 1, [], 0, 0
-    sizes = list(zip(signature.shape, bits, strict=True))
-    for size, bit in sizes:
-        if bit & key_side:
+    for dim, (size, bit) in enumerate(zip(signature.shape, bits, strict=True)):
+        if dim in key_dims:
             k_len *= size
             key_bits |= bit
         elif bit & (LEFT | RIGHT):
@@ -190,6 +191,9 @@ def _read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> N
             signature.numel // max(1, q_len * k_len * signature.shape[0]),
         )
     call.dtype = signature.dtype
+    # Columns that only take part in the softmax (an attention sink) meet no value.
+    met = facts.signature_of(operand).shape[-1 if operand == left_factor else -2]
+    call.k_len = min(call.k_len, met)
     keys = first_right if key_side == RIGHT else first_left
     repeats = _count_repeats(facts, keys)
     call.kv_heads = max(1, call.heads // repeats)
@@ -197,29 +201,50 @@ def _read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> N
     call.kind = AttentionKind.LOW_RANK if fixed_keys else _name_kind(facts, call, keys)
 
 
+def _find_key_dims(bits: Bits, key_side: int) -> set[int]:
+    """Return which dimensions of a softmax result run over keys.
+
+    Where a band was cut out of a matrix by skewing it, its dimensions stem from both sides; the
+    last one then runs over the band.
+    """
+    of_keys = {i for i, bit in enumerate(bits) if bit & (LEFT | RIGHT) == key_side}
+    mixed = [i for i, bit in enumerate(bits) if bit & (LEFT | RIGHT) == LEFT | RIGHT]
+    return of_keys or set(mixed[-1:])
+
+
 def _count_repeats(facts: Facts, row: int) -> int:
     """Return how often K's heads were repeated to match Q's (grouped-query attention)."""
-    for _ in range(4):
+    repeats = 1
+    for _ in range(8):
         signature = facts.signature_of(row)
-        repeats = _repeats_in(signature)
-        if repeats > 1:
-            return repeats
+        repeats *= _count_expanded(signature)
         made = int(facts.producer_row[row])
         if made < 0 or is_product(facts, int(facts.row_op[made])):
-            return 1
-        inputs = facts.rows_in(int(facts.row_op[made]))
-        if len(inputs) != 1:
-            return 1
+            break
+        op = int(facts.row_op[made])
+        inputs = facts.rows_in(op)
+        if len(inputs) != 1 and facts.short_names[facts.code[op]] not in _GATHERS:
+            break
         row = inputs[0]
-    return 1
-
-
-def _repeats_in(signature: Signature) -> int:
-    repeats = 1
-    for size, stride in zip(signature.shape, signature.stride, strict=True):
-        if stride == 0 and size > 1:
-            repeats *= size
+        # An expanded view is copied in full: what its strides say must not be counted again.
+        source = facts.signature_of(row)
+        held = max(1, source.numel // _count_expanded(source))
+        written = facts.signature_of(made).numel
+        if written % held == 0 and _count_expanded(source) == 1:
+            repeats *= written // held
     return repeats
+
+
+_GATHERS = frozenset({"index_select", "index", "repeat_interleave"})
+
+
+def _count_expanded(signature: Signature) -> int:
+    """Return how often a view shows each element, by its dimensions of stride 0."""
+    return math.prod(
+        size
+        for size, stride in zip(signature.shape, signature.stride, strict=True)
+        if stride == 0 and size > 1
+    )
 
 
 def _name_kind(facts: Facts, call: AttentionCall, keys: int) -> AttentionKind:

@@ -11,7 +11,7 @@ import numpy as np
 
 from attnprof.attribution.paths import resolve_module_paths
 from attnprof.store.reader import StoredRun
-from attnprof.store.schema import BORN, FREED, NO_NODE, RECOMPUTE
+from attnprof.store.schema import BORN, FREED, NO_NODE, OUTERMOST, RECOMPUTE
 
 Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
 Bools = np.ndarray[tuple[int], np.dtype[np.bool_]]
@@ -112,8 +112,21 @@ class Facts:
         self.scope_module[scopes["scope"]] = scopes["module"]
         self.scope_flags[scopes["scope"]] = scopes["flags"]
         self.scopes = scopes
-        self.module_paths = resolve_module_paths(self.stored.table("modules"))
+        called = set(scopes["module"][(scopes["flags"] & OUTERMOST) != 0].tolist())
+        paths = resolve_module_paths(self.stored.table("modules"), called)
+        self.module_paths: list[str] = [path or "" for path in paths] + [""]
         """Per module number, its path; the last entry, for no module, is empty."""
+        self._adopt_strays({number for number, path in enumerate(paths) if path is None})
+
+    def _adopt_strays(self, strays: set[int]) -> None:
+        """Count calls of modules that belong to no model to the module that called them."""
+        if not strays:
+            return
+        module = self.scope_module
+        for scope in sorted(self.parent_of_scope):  # a parent is numbered before its children
+            parent = self.parent_of_scope[scope]
+            if int(module[scope]) in strays:
+                module[scope] = module[parent] if parent in self.parent_of_scope else -1
 
     @cached_property
     def op_module(self) -> Ints:

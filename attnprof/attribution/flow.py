@@ -248,7 +248,7 @@ class Flow:
         self.origin[out] = Origin.ACTIVATION if involved else Origin.CONSTANT
         self.bits[out] = result
         if not both or len(left) < 2 or len(right) < 2:
-            self._carry_pair(op, rows)
+            self._pass_projection(op, rows)
             return
         depth = facts.signature_of(rows[at]).shape[-1]
         consumed = set()
@@ -269,6 +269,19 @@ class Flow:
         # Scores times scores (landmark attention) are scores still; scores times values end here.
         if pattern is not None and (not consumed or all(b & TOKEN for b in result[-2:])):
             self._begin_pair(op, out, pattern, consumed)
+
+    def _pass_projection(self, op: int, rows: range) -> None:
+        """Let scores pass a product with a parameter (over heads, say), if both sides survive.
+
+        With a side of size 1 only the other is left to go by, and that one, the tokens, survives
+        every projection of the residual stream.
+        """
+        numbers = {n for row in rows if (n := self._pair_of_input(row)) is not None}
+        if all(self._needed_sides(self._pairs[n]) == SIDES for n in numbers):
+            self._carry_pair(op, rows)
+            return
+        out = self._facts.rows_out(op)[0]
+        self.bits[out] = tuple(b & ~SIDES for b in self.bits[out])
 
     def _begin_pair(self, op: int, out: int, pattern: Pattern, consumed: set[int]) -> None:
         number = len(self._pairs)

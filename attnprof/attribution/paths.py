@@ -6,28 +6,32 @@ _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 """Attribute names under which torch's own wrappers keep the module they wrap."""
 
 
-def resolve_module_paths(modules: pa.Table) -> list[str]:
-    """Return a path per module number, with an empty last entry for "no module".
+def resolve_module_paths(modules: pa.Table, called: set[int]) -> list[str | None]:
+    """Return a path per module number; None for modules that belong to no model.
 
     Every module is named from the largest root that contains it. One model keeps its plain
     paths. Where several unrelated models ran, each path begins with the class name of its root
     (numbered when two roots share it), since ``h.0.attn`` alone would not say whose.
+
+    Args:
+        modules: The run's table of modules.
+        called: Modules that the program called itself rather than from inside another one. A root
+            that is not among them (``nn.Softmax()(x)`` within a forward) has no name of its own.
     """
     numbers = modules["module"].to_pylist()
     roots = modules["root"].to_pylist()
     paths = modules["path"].to_pylist()
-    classes = modules["class_name"].to_pylist()
     families: dict[int, set[int]] = {}
     class_of: dict[int, str] = {}
-    for number, root, name in zip(numbers, roots, classes, strict=True):
+    for number, root, name in zip(numbers, roots, modules["class_name"].to_pylist(), strict=True):
         families.setdefault(root, set()).add(number)
         class_of[number] = name
-    outer = _outermost(families)
+    outer = [root for root in _outermost(families) if root in called]
     models = [root for root in outer if len(families[root]) > 1]
     labels = _label(outer, class_of, plain=models[0] if len(models) == 1 else None)
-    result = [""] * (max(numbers, default=-1) + 2)
+    result: list[str | None] = [None] * (max(numbers, default=-1) + 1)
     for number, root, path in zip(numbers, roots, paths, strict=True):
-        if root in labels and not result[number]:
+        if root in labels and result[number] is None:
             own = ".".join(part for part in path.split(".") if part and part not in _WRAPPERS)
             result[number] = ".".join(filter(None, (labels[root], own)))
     return result

@@ -5,9 +5,11 @@ from attnprof.attribution.facts import Facts
 PRODUCTS = {
     "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "vdot": 0, "matmul": 0, "addmm": 1, "baddbmm": 1,
     "addbmm": 1, "addmv": 1, "_addmm_activation": 1, "_scaled_mm": 0, "_int_mm": 0,
-    "_grouped_mm": 0, "_scaled_grouped_mm": 0, "_scaled_mm_v2": 0,
+    "_grouped_mm": 0, "_scaled_grouped_mm": 0, "_scaled_mm_v2": 0, "linalg_solve_triangular": 0,
+    "linalg_solve": 0, "_linalg_solve_ex": 0, "linalg_lu_solve": 0,
 }  # fmt: skip
-"""Matrix products, and the position of their left factor among the tensor operands."""
+"""Matrix products, and the position of their left factor among the tensor operands. To solve a
+linear system is to multiply by an inverse."""
 
 LINEARS = frozenset({"linear", "_linear_pointwise", "_mkl_linear", "mkldnn_linear"})
 """Products with a transposed weight in second place."""
