@@ -59,6 +59,8 @@ class Role(StrEnum):
     BUFFER = "buffer"
     GRADIENT = "gradient"
     OPTIMIZER_STATE = "optimizer_state"
+    INPUT = "input"
+    """Handed to a module that the program called itself."""
     TAGGED = "tagged"
     """Named by the user with ``attnprof.tag``."""
 

@@ -36,13 +36,17 @@ def attribute(stored: StoredRun) -> Attribution:
     timeline = find_timeline(facts)
     blocks = find_blocks(facts)
     identities = stored.table("identities").to_pylist()
-    roles = {row["storage"]: row["role"] for row in identities if row["role"] != Role.TAGGED}
+    roles = {row["storage"]: row["role"] for row in identities if row["role"] in ROLE_CATEGORIES}
+    inputs = {row["storage"] for row in identities if row["role"] == Role.INPUT}
     computes = [PHASE[p] for p in (Phase.FORWARD, Phase.RECOMPUTE, Phase.OUTSIDE)]
     flow = Flow(facts, np.isin(timeline.phase, computes), roles)
     calls = find_calls(facts, flow)
     kept = find_kept(facts, flow, timeline, calls)
     _name_inference_phases(facts, timeline, calls, kept)
     labels = label_storages(facts, flow, calls, kept, identities)
+    for storage in inputs:
+        if facts.born_by[storage] < 0:
+            labels.put(storage, Category.INPUTS, "")
     allocations = _build_allocations(facts, timeline, blocks, labels)
     return Attribution(facts, timeline, blocks, calls, allocations)
 
@@ -151,12 +155,14 @@ def _find_starts(
     """Return from which event on a block counts.
 
     What nobody saw being made is older than its first use: a parameter was there when tracing
-    began, a batch since the step that used it began.
+    began, a batch since the step that used it began. Only what compiled code makes is as new as
+    it looks.
     """
     owned = np.isin(category, [CATEGORY[c] for c in ROLE_CATEGORIES.values()])
     step_start = np.searchsorted(facts.events["op"], timeline.step_begin, "left")
     early = np.where(owned, 0, step_start[step])
-    return np.where(blocks.is_found, np.minimum(early, blocks.start), blocks.start)
+    is_older = blocks.is_found & (category != CATEGORY[Category.UNATTRIBUTED])
+    return np.where(is_older, np.minimum(early, blocks.start), blocks.start)
 
 
 _READ_FORWARD, _READ_BACKWARD, _READ_OPTIMIZER = 1, 2, 4
@@ -169,9 +175,11 @@ def _find_categories(
     read = _find_readers(facts, timeline)[blocks.storage]
     label = labels.category[blocks.storage]
     from_nobody = blocks.op < 0
+    in_compiled = from_nobody & facts.is_compiled[np.minimum(blocks.at_op, facts.count)]
     outside = (phase == PHASE[Phase.OUTSIDE]) & ~from_nobody
     kept_by_optimizer = (phase == PHASE[Phase.OPTIMIZER]) & ~blocks.is_freed
     rules: list[tuple[Bools, Category, bool]] = [
+        (in_compiled, Category.UNATTRIBUTED, False),  # a fused kernel made it, or wants it
         (from_nobody & (read & _READ_FORWARD > 0), Category.INPUTS, True),
         (from_nobody & (read & _READ_OPTIMIZER > 0), Category.OPTIMIZER_STATE, False),
         (from_nobody & (read > 0), Category.UNATTRIBUTED, False),

@@ -11,7 +11,8 @@ import numpy as np
 
 from attnprof.attribution.paths import resolve_module_paths
 from attnprof.store.reader import StoredRun
-from attnprof.store.schema import BORN, FREED, NO_NODE, OUTERMOST, RECOMPUTE
+from attnprof.store.schema import BORN, COMPILED, FREED, NO_NODE, OUTERMOST, RECOMPUTE
+from attnprof.vocabulary import Role
 
 Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
 Bools = np.ndarray[tuple[int], np.dtype[np.bool_]]
@@ -137,6 +138,15 @@ class Facts:
     def is_recompute(self) -> Bools:
         """Per op, whether it ran in a forward that checkpointing repeats."""
         result: Bools = (self.scope_flags[self.scope] & RECOMPUTE) != 0
+        return result
+
+    @cached_property
+    def is_compiled(self) -> Bools:
+        """Per op, whether it ran inside a compiled module; one more entry, false, for no op."""
+        inside = np.append((self.scope_flags & COMPILED) != 0, False)
+        for scope in sorted(self.parent_of_scope):
+            inside[scope] |= inside[self.parent_of_scope[scope]]
+        result: Bools = np.append(inside[self.scope], False)
         return result
 
     @cached_property
@@ -283,5 +293,7 @@ class Facts:
     def is_owned(self) -> Bools:
         """Per storage, whether it has an identity (parameter, buffer, gradient, …)."""
         owned = np.zeros(self.storage_count, np.bool_)
-        owned[self.stored.columns("identities")["storage"]] = True
+        table = self.stored.table("identities")
+        is_input = np.array(table["role"].to_pylist(), object) == Role.INPUT
+        owned[table["storage"].to_numpy()[~is_input]] = True
         return owned

@@ -77,7 +77,7 @@ def _label_identities(facts: Facts, identities: list[dict[str, Any]], labels: La
             labels.put(row["storage"], Category(row["category"]), row["layer"])
     layer_of: dict[int, str] = {}
     for row in identities:
-        if row["role"] == Role.TAGGED:
+        if row["role"] not in ROLE_CATEGORIES:
             continue
         owner = layer_of.get(row["owner"], "")
         layer = facts.module_paths[row["module"]] if row["module"] >= 0 else owner

@@ -1,24 +1,29 @@
 """Do in place what autograd would do in place if nobody watched.
 
 While any dispatch mode is active, autograd takes every tensor for a possible subclass and avoids
-in-place updates: where several gradients meet it adds out of place, and the gradient of indexing
-copies its result. The traced program would need memory that the untraced one does not, up to one
-more buffer at the peak. So the mode carries out the in-place form itself, under the conditions
-autograd would have applied.
+in-place updates: where several gradients meet it adds out of place, and the gradients of indexing,
+gathering and selecting write into a copy of their zeros. The traced program would need memory that
+the untraced one does not, up to one more buffer at the peak. So the mode carries out the in-place
+form itself, under the conditions autograd would have applied.
 
-Sources, torch 2.13: ``can_accumulate_inplace`` in torch/csrc/autograd/input_buffer.cpp,
-``index_backward`` in torch/csrc/autograd/FunctionsManual.cpp.
+Sources, torch 2.13: ``can_accumulate_inplace`` in torch/csrc/autograd/input_buffer.cpp;
+``index_backward``, ``cummaxmin_backward``, ``masked_select_backward`` and ``put_`` in
+torch/csrc/autograd/FunctionsManual.cpp; ``gather_backward``, ``index_select_backward_symint`` and
+``value_selecting_reduction_backward`` in aten/src/ATen/native.
 
 Known limitations:
     Which additions autograd itself makes can only be told under nodes whose own formula has
     none; under the others the out-of-place form stays, and is reported as it is.
+    The gradients of ``prod``, ``cumprod``, ``max()`` and ``median()`` of all elements, and of
+    ``binary_cross_entropy_with_logits`` with ``pos_weight`` follow another formula under a mode,
+    which cannot be undone here; the peak moves if it lies in one of these.
 """
 
 import sys
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 aten = torch.ops.aten
 
@@ -32,16 +37,41 @@ NODES_WITHOUT_ADDITIONS = frozenset(
         # element by element
         "Mul Add Sub Div Neg Exp Exp2 Log Tanh Sigmoid Silu Gelu Relu LeakyRelu Softplus Sqrt "
         "Rsqrt Pow Sin Cos Abs Erf Clamp ToCopy Clone MaskedFill Where NativeDropout "
+        "Addcmul Addcdiv Lerp Maximum Minimum Rsub Reciprocal Tril Triu "
         # reductions and products
         "Sum Mean Cumsum Logsumexp Mm Bmm Addmm Baddbmm Convolution Softmax LogSoftmax SafeSoftmax "
         "NativeLayerNorm NativeGroupNorm NllLoss "
         "ScaledDotProductFlashAttentionForCpu ScaledDotProductFlashAttention "
         "ScaledDotProductEfficientAttention ScaledDotProductCudnnAttention "
         # moving data
-        "Embedding Cat Stack Index IndexSelect Gather Repeat ConstantPadNd"
+        "Embedding Cat Stack Index IndexSelect Gather Repeat ConstantPadNd Flip Roll Topk Sort "
+        "Scatter ScatterAdd IndexAdd"
     ).split()
 )
 """Nodes whose formula (tools/autograd/derivatives.yaml) calls no ``add``."""
+
+_SELECTIONS = frozenset(
+    "MaxBackward0 MinBackward0 SortBackward0 SortBackward1 TopkBackward0 KthvalueBackward0 "
+    "MedianBackward1 NanmedianBackward1 ModeBackward0".split()
+)
+
+WRITES_TO_ZEROS: dict[Any, tuple[frozenset[str], Any]] = {
+    aten.index_put.default: (frozenset({"IndexBackward0"}), aten._index_put_impl_.default),
+    aten._unsafe_index_put.default: (frozenset({"IndexBackward0"}), aten._index_put_impl_.default),
+    aten.scatter_add.default: (
+        frozenset({"GatherBackward0", "CummaxBackward0", "CumminBackward0"}),
+        aten.scatter_add_.default,
+    ),
+    aten.index_add.default: (frozenset({"IndexSelectBackward0"}), aten.index_add_.default),
+    aten.put.default: (frozenset({"TakeBackward0"}), aten.put_.default),
+    aten.scatter.src: (_SELECTIONS, aten.scatter_.src),
+    aten.masked_scatter.default: (
+        frozenset({"MaskedSelectBackward0"}),
+        aten.masked_scatter_.default,
+    ),
+}
+"""Ops that a node runs on zeros it has just made for the purpose -> the nodes, and what they run
+there when nobody watches."""
 
 _current_node = torch._C._current_autograd_node
 
@@ -51,32 +81,42 @@ class InPlaceForms:
 
     def __init__(self) -> None:
         """Learn how many owners a gradient has that only autograd holds, in this torch."""
-        with _Calibration() as calibration, torch.enable_grad():
-            shared = torch.ones(2, requires_grad=True) * 1.0
-            (shared.exp() * shared.tanh()).sum().backward()
+        # Out of sight of the program's own modes, and of its hooks for saved tensors: nothing
+        # here saves one.
+        with (
+            _disable_current_modes(),
+            torch.inference_mode(mode=False),
+            torch.enable_grad(),
+            _Calibration() as calibration,
+        ):
+            shared = torch.ones(2, device="cpu", requires_grad=True).neg()
+            torch.autograd.backward((shared.neg() + shared.neg()).sum())
         self._sole_owner = calibration.seen
 
     def find(self, func: Any, args: Any) -> tuple[Any, Any] | None:
         """Return the in-place operator and its arguments to run instead, or None.
 
         Args:
-            func: ``aten.add.Tensor`` or ``aten._unsafe_index_put.default``.
+            func: One of `IMITATED`.
             args: Its arguments; keyword arguments it must have none.
         """
         node = _current_node()
         if node is None or torch.is_grad_enabled():
             return None
         name = type(node).__name__
-        if func is aten._unsafe_index_put.default:
-            if name != "IndexBackward0":
+        if func is aten.add.Tensor:
+            if name not in NODES_WITHOUT_ADDITIONS or len(args) != 2 or not _are_alike(*args):
                 return None
-            return aten._index_put_impl_.default, (*args, True)  # checked in forward already
-        if name not in NODES_WITHOUT_ADDITIONS or len(args) != 2 or not _are_alike(*args):
+            return (aten.add_.Tensor, args) if _count_owners(args) == self._sole_owner else None
+        nodes, in_place = WRITES_TO_ZEROS[func]
+        if name not in nodes or type(args[0]) is not torch.Tensor:
             return None
-        return (aten.add_.Tensor, args) if _count_owners(args) == self._sole_owner else None
+        if in_place is aten._index_put_impl_.default:
+            args = (*args, True)  # unsafe: the indices were checked in forward already
+        return in_place, args
 
 
-IMITATED = frozenset({aten.add.Tensor, aten._unsafe_index_put.default})
+IMITATED = frozenset({aten.add.Tensor, *WRITES_TO_ZEROS})
 """The ops to ask `InPlaceForms` about."""
 
 
@@ -113,6 +153,6 @@ class _Calibration(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at the addition."""
-        if func is aten.add.Tensor:
+        if func is aten.add.Tensor and _current_node() is not None:
             self.seen = _count_owners(args)
         return func(*args, **(kwargs or {}))

@@ -18,6 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from attnprof.capture.recorder import Recorder
 from attnprof.store.schema import BORN, FOUND, FREED, RESIZED
 
+_PLAIN_CLASSES = (torch.Tensor, torch.nn.Parameter)
+
 storage_address = torch._C._storage_address
 """The address of a tensor's StorageImpl: its identity for as long as it lives."""
 
@@ -76,15 +78,21 @@ class Ledger:
     def find(self, tensor: torch.Tensor) -> int:
         """Return the number of the tensor's storage, or -1 if it has none.
 
-        A storage not met before is entered as found.
+        A storage not met before is entered as found. A tensor made of others (a wrapper subclass,
+        a sparse one) stands for the first of them.
         """
+        if tensor.__class__ not in _PLAIN_CLASSES:
+            first = next(plain_tensors(tensor), None)
+            if first is None:
+                return -1
+            tensor = first
         try:
             ref = self.live.get(storage_address(tensor))
             if ref is not None:
                 return ref.storage
             key = (tensor.shape, tensor.stride(), tensor.dtype)
             return self.add(tensor, self._recorder.find_signature(key), born=False)
-        except (RuntimeError, NotImplementedError):  # sparse, nested: no storage of their own
+        except (RuntimeError, NotImplementedError):  # no storage of its own
             return -1
 
     def check_size(self, storage: Any) -> None:

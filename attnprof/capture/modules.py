@@ -1,10 +1,11 @@
 """Which module is running: global forward hooks, and the names of modules, parameters, buffers."""
 
 import time
+import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from attnprof.capture.ledger import Ledger, plain_tensors
 from attnprof.capture.ops import OpMode
 from attnprof.capture.recorder import Recorder
 from attnprof.capture.threads import ThreadModes
-from attnprof.store.schema import GRAD_ENABLED, OUTERMOST, RECOMPUTE
+from attnprof.store.schema import COMPILED, GRAD_ENABLED, OUTERMOST, RECOMPUTE
 from attnprof.vocabulary import Role
 
 _in_backward = torch._C._current_graph_task_id  # -1 outside backward
@@ -134,6 +135,8 @@ class ModuleWatch:
         elif not mode.open_scopes:
             flags |= OUTERMOST
             self._begin_outermost(module)
+        if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
+            flags |= COMPILED
         recorder = self._recorder
         scope = self._count
         self._count += 1
@@ -154,15 +157,26 @@ class ModuleWatch:
         )
         mode.scope = scope
 
-    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+    def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Close the module's scope; the global forward hook, called after exceptions too."""
         if torch.compiler.is_compiling():
             return
         mode = self._modes.find()
         if mode is None or all(opened[0] is not module for opened in mode.open_scopes):
             return  # another hook raised before ours could open it
+        if mode.open_scopes[0][0] is module:
+            self._identify_inputs((*args, *kwargs.values()))
         while self._close_innermost(mode) is not module:
             pass  # scopes inside it that were left without a word
+
+    def _identify_inputs(self, values: Any) -> None:
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                self._names.write_identity(value, Role.INPUT, "", -1)
+            elif isinstance(value, list | tuple):
+                self._identify_inputs(value)
+            elif isinstance(value, dict):
+                self._identify_inputs(value.values())
 
     def _close_innermost(self, mode: OpMode) -> nn.Module:
         module, entered, row, enter_ns = mode.open_scopes.pop()
@@ -192,12 +206,37 @@ class ModuleWatch:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Keep the hooks installed for the time being."""
+        with _without_warning_of_hooks():
+            yield from self._hooking()
+
+    def _hooking(self) -> Iterator[None]:
         first = module_hooks.register_module_forward_pre_hook(self.before)
         try:
-            last = module_hooks.register_module_forward_hook(self.after, always_call=True)
+            last = module_hooks.register_module_forward_hook(
+                self.after, with_kwargs=True, always_call=True
+            )
             try:
                 yield
             finally:
                 last.remove()
         finally:
             first.remove()
+
+
+@contextmanager
+def _without_warning_of_hooks() -> Iterator[None]:
+    """Keep torch from warning the user that *our* hooks also fire for a compiled module.
+
+    One filter is added and that one is taken away again; ``warnings.catch_warnings`` would also
+    undo what the program itself does to the filters meanwhile.
+    """
+    before = list(warnings.filters)
+    warnings.filterwarnings(
+        "ignore", message=r"Using `torch.compile\(module\)` when there are global"
+    )
+    added = next((f for f in warnings.filters if f not in before), None)
+    try:
+        yield
+    finally:
+        if added in warnings.filters:
+            cast(list[Any], warnings.filters).remove(added)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnprof.capture.imitate import IMITATED, InPlaceForms
@@ -24,13 +23,15 @@ _sequence_number = torch._C._autograd._get_sequence_nr  # type: ignore[attr-defi
 _ACCUMULATE = 2**63
 """At or above: the sequence number of an AccumulateGrad node, which is UINT64_MAX."""
 
-_PLAIN = (torch.Tensor, Parameter)
+_NO_DISPATCH = torch._C._disabled_torch_dispatch_impl
+"""What a class has that takes no part in dispatch, such as a subclass of Parameter; such classes
+are among ``types`` all the same when ``.data`` is read."""
 
 
 class Operator:
     """What is known of an operator before it runs."""
 
-    __slots__ = ("code", "decomposes", "resizes", "written")
+    __slots__ = ("code", "decomposes", "lifts", "resizes", "written")
 
     def __init__(self, func: Any, recorder: Recorder) -> None:
         """Read the operator's schema and enter it into the run's vocabulary."""
@@ -48,6 +49,8 @@ class Operator:
         self.written = tuple(written) if written and not schema.returns else ()
         """Positions of operands it writes without returning them."""
         self.resizes = out_only or name.split("::")[-1] in _RESIZING
+        self.lifts = name == "aten::lift_fresh"
+        """Its operand was made just now, by `torch.tensor`, where no mode can see."""
         self.decomposes = schema is not None and _is_composite(func.name())
         """It is nothing but other ops. Autograd takes it apart before a mode sees it; under
         inference_mode nobody does, so the mode has to."""
@@ -58,9 +61,21 @@ _RESIZING = frozenset({"resize_", "resize_as_", "set_", "resize_storage_bytes_",
 
 def _is_composite(name: str) -> bool:
     """Return whether an operator has no kernel of its own on any device, only a decomposition."""
+    if name.startswith("prim::"):
+        return False  # reads a tensor's device or layout, and "decomposes" into itself
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return has_kernel(name, "CompositeImplicitAutograd") and not any(
         has_kernel(name, key) for key in ("CPU", "CUDA", "CompositeExplicitAutograd")
+    )
+
+
+def _are_plain(values: Any) -> bool:
+    """Return whether no tensor among ``values`` is of a kind that has kernels of its own."""
+    return all(
+        value.layout is torch.strided and not value.is_nested and not value.is_quantized
+        if isinstance(value, torch.Tensor)
+        else value.__class__ not in (list, tuple) or _are_plain(value)
+        for value in values
     )
 
 
@@ -110,13 +125,13 @@ class OpMode(TorchDispatchMode):
         operator = self._operators.get(func)
         if operator is None:
             operator = self._operators[func] = Operator(func, self.recorder)
-        if operator.decomposes:
+        if operator.decomposes and _are_plain(args):
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
         facts: list[int] = []
-        self._describe(args, facts, False)
+        self._describe(args, facts, operator.lifts)
         if kwargs:
             self._describe(kwargs.values(), facts, False)
         n_in = len(facts) >> 1
@@ -179,7 +194,7 @@ class OpMode(TorchDispatchMode):
 
     def _check_sizes(self, args: Any, kwargs: Any) -> None:
         for value in (*args, *kwargs.values()):
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and value.layout is torch.strided:
                 self._ledger.check_size(value.untyped_storage())
 
     @staticmethod
@@ -188,5 +203,7 @@ class OpMode(TorchDispatchMode):
         from torch._subclasses.functional_tensor import FunctionalTensor
 
         return any(
-            t not in _PLAIN and not issubclass(t, FakeTensor | FunctionalTensor) for t in types
+            t.__torch_dispatch__ is not _NO_DISPATCH
+            and not issubclass(t, FakeTensor | FunctionalTensor)
+            for t in types
         )

@@ -16,7 +16,7 @@ import torch
 
 from attnprof.capture.cuda import AllocatorHistory
 from attnprof.capture.devices import describe_environment, describe_writer, sampling
-from attnprof.capture.ledger import Ledger
+from attnprof.capture.ledger import Ledger, plain_tensors
 from attnprof.capture.modules import ModuleNames, ModuleWatch
 from attnprof.capture.optimizers import OptimizerWatch
 from attnprof.capture.recorder import Recorder
@@ -223,11 +223,13 @@ def tag(tensor: torch.Tensor, category: str | Category, *, layer: str = "") -> t
         raise TypeError(f"attnprof.tag() takes a tensor, got {type(tensor).__name__}")
     tracer = _active
     if tracer is not None and tracer._recorder is not None and tracer._ledger is not None:
-        storage = tracer._ledger.find(tensor)
         op = tracer._recorder.count_ops()
-        tracer._recorder.identities.append(
-            (storage, Role.TAGGED.value, "", -1, -1, op, category.value, layer)
-        )
+        for plain in plain_tensors(tensor):
+            storage = tracer._ledger.find(plain)
+            if storage >= 0:
+                tracer._recorder.identities.append(
+                    (storage, Role.TAGGED.value, "", -1, -1, op, category.value, layer)
+                )
     return tensor
 
 

@@ -30,7 +30,8 @@ GRAD_ENABLED = 1
 RECOMPUTE = 2
 """The module ran inside backward: a checkpointed forward is being repeated."""
 OUTERMOST = 4
-RAISED = 8
+COMPILED = 8
+"""The module was compiled: fused kernels make storages that no op shows."""
 
 # Values of `marks.kind`.
 STEP = 0
