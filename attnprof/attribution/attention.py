@@ -8,7 +8,7 @@ from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, TOKEN, Bits
 from attnprof.attribution.facts import Facts, Signature
 from attnprof.attribution.flow import Flow, Pair, Pattern
 from attnprof.attribution.paths import common_path
-from attnprof.attribution.products import factors, is_product
+from attnprof.attribution.products import CONVOLUTIONS, factors, is_product
 from attnprof.vocabulary import AttentionKind
 
 _FUSED = re.compile(
@@ -89,11 +89,14 @@ def _read_pair(facts: Facts, flow: Flow, pair: Pair) -> AttentionCall:
     call.score_ops, call.softmax_ops, normalisers, call.has_normaliser = stages
     _add_side_ops(facts, pair, call)
     call.result_rows = [facts.rows_out(op)[0] for op in normalisers]
+    size = facts.signature_of(call.result_rows[0]).numel
     call.path_rows = [
         row
         for op in sorted(path)
         for row in facts.rows_out(op)
-        if flow.pair_of.get(row) is not None and flow.find_pair(flow.pair_of[row]) == root
+        if row in flow.pair_of
+        and flow.find_pair(flow.pair_of[row]) == root
+        and (op not in pair.aside or facts.signature_of(row).numel == size)
     ]
     call.has_dropout = any(
         _DROPOUT.search(facts.short_names[facts.code[op]]) for op in call.softmax_ops
@@ -177,12 +180,15 @@ def _read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> N
             query_bits |= bit
         elif size > 1:
             rest.append((size, bit))
-    first_left, first_right = factors(facts, pair.firsts[0])
+    principal = next((op for op in pair.firsts if op not in pair.aside), pair.firsts[0])
+    first_left, first_right = factors(facts, principal)
     head_dim = facts.signature_of(first_left).shape[-1]
     heads = 1
     for size, bit in rest:
         if bit == FEATURE:
             heads *= size
+        elif bit & FEATURE:  # (B*H, Tq, Tk)
+            heads *= _count_merged_heads(facts, flow, first_left, size)
     call.q_len, call.k_len, call.head_dim, call.heads = q_len, k_len, head_dim, heads
     call.batch = max(1, signature.numel // max(1, q_len * k_len * heads))
     if len(signature.shape) == 4:
@@ -199,6 +205,25 @@ def _read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> N
     call.kv_heads = max(1, call.heads // repeats)
     fixed_keys = key_bits & TOKEN == 0 and key_bits & FEATURE and not query_bits & FEATURE
     call.kind = AttentionKind.LOW_RANK if fixed_keys else _name_kind(facts, call, keys)
+
+
+def _count_merged_heads(facts: Facts, flow: Flow, row: int, merged: int) -> int:
+    """Return how many heads are in a dimension of batch and heads together.
+
+    Read off the memory of Q: of the dimensions it was written with, those that are features and
+    lie within the merged dimension.
+    """
+    made = int(facts.producer_row[row])
+    read, bits = facts.signature_of(row), flow.bits.get(made)
+    if bits is None or not read.shape or read.shape[0] != merged:
+        return 1
+    begin, end = read.stride[0], read.stride[0] * merged
+    written = facts.signature_of(made)
+    heads = 1
+    for size, stride, bit in zip(written.shape, written.stride, bits, strict=True):
+        if bit == FEATURE and size > 1:
+            heads *= max(1, min(end, stride * size) // max(begin, stride))
+    return heads
 
 
 def _find_key_dims(bits: Bits, key_side: int) -> set[int]:
@@ -278,7 +303,8 @@ def _count_tokens(facts: Facts, keys: int, call: AttentionCall) -> int:
         op = int(facts.row_op[made])
         if is_product(facts, op):
             signature = facts.signature_of(made)
-            width = signature.shape[-1]
+            is_convolution = facts.short_names[facts.code[op]] in CONVOLUTIONS
+            width = signature.shape[1 if is_convolution else -1]
             return signature.numel // width // outer if width else 0
         inputs = facts.rows_in(op)
         if not len(inputs):

@@ -91,11 +91,17 @@ def of_embedding(out: Signature, indices: Bits) -> Bits:
 
 
 def of_convolution(out: Signature, data: Bits) -> Bits:
-    """Return the bits of a convolution (N, C, *spatial): its channels are new features."""
+    """Return the bits of a convolution (N, C, *spatial).
+
+    Its channels are new features; what it slides over are positions: time, rows, columns.
+    """
     if len(data) != len(out.shape):
         return (0,) * len(out.shape)
     channel = 0 if len(out.shape) < 2 or out.shape[-len(out.shape) + 1] == 1 else FEATURE
-    return (data[0], channel, *data[2:])
+    spatial = [
+        b | TOKEN if size > 1 else 0 for b, size in zip(data[2:], out.shape[2:], strict=True)
+    ]
+    return (data[0], channel, *spatial)
 
 
 def of_product(out: Signature, left: Bits, right: Bits) -> Bits:

@@ -53,6 +53,8 @@ class Pair:
     """(op, input row): the product that consumes them, and through which operand."""
     between: list[int] = field(default_factory=list)
     """Ops whose output keeps both sides: as large as the scores, give or take a layout."""
+    aside: set[int] = field(default_factory=set)
+    """Of all these, ops of scores that an element-wise op added to others: position scores."""
     beside: list[int] = field(default_factory=list)
     """Ops that take in a score and give something smaller: a row maximum, a gathered column."""
 
@@ -77,6 +79,7 @@ class Flow:
         self.pair_of: dict[int, int] = {}
         """Per output row that is a score, the number of its pair (see `find_pair`)."""
         self._parent: list[int] = []
+        self._aside: set[int] = set()
         self._pairs: list[Pair] = []
         self._view_memo: dict[tuple[int, Bits, int], Bits] = {}
         self._op_memo: dict[tuple[object, ...], Bits] = {}
@@ -95,6 +98,8 @@ class Flow:
             whole.seconds += pair.seconds
             whole.between += pair.between
             whole.beside += pair.beside
+            if number in self._aside:
+                whole.aside |= {*pair.firsts, *pair.between}
         return [pair for pair in merged.values() if pair.seconds]
 
     def find_pair(self, number: int) -> int:
@@ -176,10 +181,32 @@ class Flow:
                 self.origin[row] = Origin.ACTIVATION
                 self.bits[row] = axes.of_source(facts.signature_of(row), is_parameter=False)
             return
+        self._take_sides_of_one(rows, bits)
         for row in out:
             self.origin[row] = origin
             self.bits[row] = self._bits_of_output(row, kind, rows, bits)
         self._carry_pair(op, rows)
+
+    def _take_sides_of_one(self, rows: range, bits: list[Bits]) -> None:
+        """Where an op adds scores of several products, let one of them say which side is which.
+
+        The rows of a transposed position score are keys, and a relative shift mixes both sides;
+        the operand with the cleanest sides speaks, the others are position scores.
+        """
+        numbers = [self._pair_of_input(row) for row in rows]
+        found = {n for n in numbers if n is not None}
+        if len(found) < 2:
+            return
+        held = [i for i, n in enumerate(numbers) if n is not None]
+        speaker = max(held, key=lambda i: (_has_clean_sides(bits[i]), -(numbers[i] or 0)))
+        chosen = numbers[speaker]
+        assert chosen is not None
+        for i in held:
+            if numbers[i] != chosen:
+                bits[i] = tuple(b & ~SIDES for b in bits[i])
+        for number in found - {chosen}:
+            self._parent[number] = chosen
+            self._aside.add(number)
 
     def _bits_of_output(self, row: int, kind: int, rows: range, bits: list[Bits]) -> Bits:
         facts = self._facts
@@ -321,6 +348,11 @@ def _pattern_of(free: Bits, contracted: int, depth: int) -> Pattern | None:
     if (contracted & TOKEN and not contracted & FEATURE) or depth == 1:
         return Pattern.SCORES if all(tokens) else None
     return Pattern.SCORES if all(tokens) or features_only else Pattern.LOW_RANK
+
+
+def _has_clean_sides(bits: Bits) -> bool:
+    """Return whether one dimension is the left side alone and another the right side alone."""
+    return sorted(b & SIDES for b in bits if b & SIDES) == [LEFT, RIGHT]
 
 
 _OTHER, _EMBEDDING, _CONVOLUTION = -1, -2, -3
