@@ -185,10 +185,9 @@ def _read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> N
     head_dim = facts.signature_of(first_left).shape[-1]
     heads = 1
     for size, bit in rest:
-        if bit == FEATURE:
-            heads *= size
-        elif bit & FEATURE:  # (B*H, Tq, Tk)
-            heads *= _count_merged_heads(facts, flow, first_left, size)
+        if bit & FEATURE:  # in (B*H, Tq, Tk) not all of it
+            found = _count_merged_heads(facts, flow, first_left, size)
+            heads *= found or (size if bit == FEATURE else 1)
     call.q_len, call.k_len, call.head_dim, call.heads = q_len, k_len, head_dim, heads
     call.batch = max(1, signature.numel // max(1, q_len * k_len * heads))
     if len(signature.shape) == 4:
@@ -208,17 +207,29 @@ def _read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> N
 
 
 def _count_merged_heads(facts: Facts, flow: Flow, row: int, merged: int) -> int:
-    """Return how many heads are in a dimension of batch and heads together.
+    """Return how many heads are in a dimension of batch and heads together, or 0 if unknown.
 
     Read off the memory of Q: of the dimensions it was written with, those that are features and
     lie within the merged dimension.
     """
-    made = int(facts.producer_row[row])
-    read, bits = facts.signature_of(row), flow.bits.get(made)
-    if bits is None or not read.shape or read.shape[0] != merged:
-        return 1
+    for _ in range(6):
+        read, made = facts.signature_of(row), int(facts.producer_row[row])
+        bits = flow.bits.get(made)
+        if bits is None or not read.shape or read.shape[0] != merged:
+            return 0
+        written = facts.signature_of(made)
+        if written.shape != read.shape:
+            return _count_overlap(read, written, bits, merged)
+        op = int(facts.row_op[made])  # element by element, on the merged view: look further back
+        same = [r for r in facts.rows_in(op) if facts.signature_of(r).shape == read.shape]
+        if not same or is_product(facts, op):
+            return 0
+        row = same[0]
+    return 0
+
+
+def _count_overlap(read: Signature, written: Signature, bits: Bits, merged: int) -> int:
     begin, end = read.stride[0], read.stride[0] * merged
-    written = facts.signature_of(made)
     heads = 1
     for size, stride, bit in zip(written.shape, written.stride, bits, strict=True):
         if bit == FEATURE and size > 1:

@@ -33,7 +33,31 @@ def find_kept(facts: Facts, flow: Flow, timeline: Timeline, calls: list[Attentio
             for storage in _walk_keys(facts, flow, call):
                 if forwards.outlives(storage, leave):
                     cache.setdefault(storage, call.layer)
-    return Kept(cache, _find_states(facts, flow, forwards, cache))
+    state = _find_states(facts, flow, forwards, cache)
+    for kept in (cache, state):
+        _follow_copies(facts, kept)
+    return Kept(cache, state)
+
+
+_COPYING = frozenset(
+    {"cat", "stack", "index_select", "index", "gather", "repeat_interleave"}
+    | {"clone", "contiguous", "copy_", "_to_copy"}
+)
+
+
+def _follow_copies(facts: Facts, kept: dict[int, str]) -> None:
+    """Add what the program itself makes of kept storages: reordered, moved, stacked.
+
+    Only ops outside of modules: beam search, offloading and Whisper's generate do it there.
+    """
+    if not kept:
+        return
+    copies = np.array([name in _COPYING for name in facts.short_names], np.bool_)
+    candidates = copies[facts.code] & (facts.scope < 0) & ~facts.is_backward
+    for op in np.flatnonzero(candidates).tolist():
+        layers = [kept[s] for r in facts.rows_in(op) if (s := int(facts.storage[r])) in kept]
+        for row in facts.rows_out(op) if layers else ():
+            kept.setdefault(int(facts.storage[row]), layers[0])
 
 
 class _Forwards:

@@ -190,6 +190,12 @@ class Facts:
         starts = np.searchsorted(producers[order], np.arange(self.count + 1))
         return rows[order], starts
 
+    def users_of(self, op: int) -> list[int]:
+        """Return the ops that take what an op wrote as an operand."""
+        rows, starts = self.consumers
+        users: list[int] = self.row_op[rows[starts[op] : starts[op + 1]]].tolist()
+        return users
+
     @cached_property
     def forward_op(self) -> Ints:
         """Per op of backward, the forward op whose node ran it, or -1.

@@ -181,13 +181,14 @@ class Flow:
                 self.origin[row] = Origin.ACTIVATION
                 self.bits[row] = axes.of_source(facts.signature_of(row), is_parameter=False)
             return
-        self._take_sides_of_one(rows, bits)
+        if facts.short_names[facts.code[op]] not in _OVERWRITING:
+            self._take_sides_of_one(rows, out, bits)
         for row in out:
             self.origin[row] = origin
             self.bits[row] = self._bits_of_output(row, kind, rows, bits)
         self._carry_pair(op, rows)
 
-    def _take_sides_of_one(self, rows: range, bits: list[Bits]) -> None:
+    def _take_sides_of_one(self, rows: range, out: range, bits: list[Bits]) -> None:
         """Where an op adds scores of several products, let one of them say which side is which.
 
         The rows of a transposed position score are keys, and a relative shift mixes both sides;
@@ -195,8 +196,15 @@ class Flow:
         """
         numbers = [self._pair_of_input(row) for row in rows]
         found = {n for n in numbers if n is not None}
-        if len(found) < 2:
+        if len(found) < 2 or not len(out):
             return
+        size = self._facts.signature_of(out[0]).numel
+        if any(
+            self._facts.signature_of(row).numel != size
+            for row, number in zip(rows, numbers, strict=True)
+            if number is not None
+        ):
+            return  # pieces of one score matrix, put together
         held = [i for i, n in enumerate(numbers) if n is not None]
         speaker = max(held, key=lambda i: (_has_clean_sides(bits[i]), -(numbers[i] or 0)))
         chosen = numbers[speaker]
@@ -227,6 +235,8 @@ class Flow:
 
     def _carry_pair(self, op: int, rows: range) -> None:
         """Let an op's outputs belong to the pairs of its operands, if they are still scores."""
+        if self._facts.short_names[self._facts.code[op]] in _OVERWRITING:
+            rows = rows[1:]  # what was there before is gone
         numbers = {n for row in rows if (n := self._pair_of_input(row)) is not None}
         if not numbers:
             return
@@ -354,6 +364,8 @@ def _has_clean_sides(bits: Bits) -> bool:
     """Return whether one dimension is the left side alone and another the right side alone."""
     return sorted(b & SIDES for b in bits if b & SIDES) == [LEFT, RIGHT]
 
+
+_OVERWRITING = frozenset({"copy_", "fill_", "zero_"})
 
 _OTHER, _EMBEDDING, _CONVOLUTION = -1, -2, -3
 

@@ -121,6 +121,11 @@ def _label_backward(facts: Facts, calls: list[AttentionCall], labels: Labels) ->
         for op in call.ops:
             is_after = op in call.seconds or (op in call.softmax_ops and op not in results)
             role[op] = (call, Category.SOFTMAX if is_after else Category.ATTENTION_SCORES)
+    for call in calls:
+        for op in set(call.ops) - call.seconds:
+            category = Category.SOFTMAX if op in call.softmax_ops else Category.ATTENTION_SCORES
+            for view in facts.users_of(op):
+                role.setdefault(view, (call, category))
     if not role:
         return
     is_wanted = np.zeros(facts.count + 1, np.bool_)  # the last entry is for ops without a node

@@ -35,12 +35,10 @@ def find_io_storages(facts: Facts, flow: Flow, call: AttentionCall) -> set[int]:
 
 def _find_copies(facts: Facts, op: int) -> set[int]:
     """Return the storages of copies made of an op's result (a transpose made contiguous)."""
-    rows, starts = facts.consumers
-    found = set()
-    for row in rows[starts[op] : starts[op + 1]]:
-        user = int(facts.row_op[row])
+    found: set[int] = set()
+    size = facts.signature_of(facts.rows_out(op)[0]).numel
+    for user in facts.users_of(op):
         if len(facts.rows_in(user)) == 1 and not is_product(facts, user):
-            size = facts.signature_of(int(row)).numel
             found |= {
                 int(facts.storage[out])
                 for out in facts.rows_out(user)
