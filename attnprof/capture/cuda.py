@@ -29,7 +29,7 @@ SEED = "seed"
 
 def describe_support() -> list[tuple[str, bool, str]]:
     """Return (feature, present, explanation) for what the allocator adapter needs."""
-    if not torch.backends.cuda.is_built():
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]  # not annotated
         return [("CUDA", False, "this torch is built without CUDA")]
     if not torch.cuda.is_available():
         return [("CUDA", False, "torch has CUDA, but no usable GPU or driver was found")]
@@ -98,7 +98,7 @@ class AllocatorHistory:
         # Recording would create a CUDA context, hundreds of MiB that the program may never need.
         if (
             self._is_started
-            or not torch.cuda.is_initialized()
+            or not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # not annotated
             or not _has("_record_memory_history")
         ):
             return

@@ -110,6 +110,7 @@ def sampling(recorder: Recorder, *, per_second: float) -> Iterator[None]:
         return
     stop = threading.Event()
     process = psutil.Process()
+    owner = os.getpid()
     gpus = GpuReader()
 
     def sample() -> None:
@@ -129,6 +130,7 @@ def sampling(recorder: Recorder, *, per_second: float) -> Iterator[None]:
     try:
         yield
     finally:
-        stop.set()
-        thread.join()
-        gpus.close()
+        if os.getpid() == owner:  # a forked child has no such thread, and its lock may be held
+            stop.set()
+            thread.join()
+            gpus.close()

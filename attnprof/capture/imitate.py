@@ -20,6 +20,7 @@ Known limitations:
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,32 +28,39 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 aten = torch.ops.aten
 
-NODES_WITHOUT_ADDITIONS = frozenset(
-    f"{name}Backward{number}"
-    for number in range(5)
-    for name in (
-        # views
-        "View UnsafeView Reshape ReshapeAlias T Transpose Permute Expand Select Slice Squeeze "
-        "Unsqueeze Unbind Split SplitWithSizes Alias Diagonal Unfold "
-        # element by element
-        "Mul Add Sub Div Neg Exp Exp2 Log Tanh Sigmoid Silu Gelu Relu LeakyRelu Softplus Sqrt "
-        "Rsqrt Pow Sin Cos Abs Erf Clamp ToCopy Clone MaskedFill Where NativeDropout "
-        "Addcmul Addcdiv Lerp Maximum Minimum Rsub Reciprocal Tril Triu "
-        # reductions and products
-        "Sum Mean Cumsum Logsumexp Mm Bmm Addmm Baddbmm Convolution Softmax LogSoftmax SafeSoftmax "
-        "NativeLayerNorm NativeGroupNorm NllLoss "
-        "ScaledDotProductFlashAttentionForCpu ScaledDotProductFlashAttention "
-        "ScaledDotProductEfficientAttention ScaledDotProductCudnnAttention "
-        # moving data
-        "Embedding Cat Stack Index IndexSelect Gather Repeat ConstantPadNd Flip Roll Topk Sort "
-        "Scatter ScatterAdd IndexAdd"
-    ).split()
-)
-"""Nodes whose formula (tools/autograd/derivatives.yaml) calls no ``add``."""
-
+_VIEWS = """
+    View UnsafeView ReshapeAlias T Transpose Permute Expand Select Slice Squeeze
+    Unsqueeze Unbind Split SplitWithSizes Alias Diagonal Unfold
+"""
+_ELEMENTWISE = """
+    Mul Add Sub Rsub Div Neg Exp Exp2 Log Tanh Sigmoid Silu Gelu Relu LeakyRelu Softplus Sqrt
+    Rsqrt Pow Reciprocal Sin Cos Abs Erf Clamp Maximum Minimum Lerp Addcmul Addcdiv ToCopy
+    Clone MaskedFill Where Tril Triu NativeDropout
+"""
+_PRODUCTS = """
+    Sum Mean Cumsum Logsumexp Mm Bmm Addmm Baddbmm Convolution Softmax LogSoftmax SafeSoftmax
+    NativeLayerNorm NativeGroupNorm NllLoss
+"""
+_FUSED = """
+    ScaledDotProductFlashAttentionForCpu ScaledDotProductFlashAttention
+    ScaledDotProductEfficientAttention ScaledDotProductCudnnAttention
+"""
+_MOVES = """
+    Embedding Cat Stack Index IndexSelect IndexAdd Gather Scatter ScatterAdd Repeat Flip Roll
+    Topk Sort ConstantPadNd
+"""
 _SELECTIONS = frozenset(
-    "MaxBackward0 MinBackward0 SortBackward0 SortBackward1 TopkBackward0 KthvalueBackward0 "
-    "MedianBackward1 NanmedianBackward1 ModeBackward0".split()
+    {
+        "MaxBackward0",
+        "MinBackward0",
+        "SortBackward0",
+        "SortBackward1",
+        "TopkBackward0",
+        "KthvalueBackward0",
+        "MedianBackward1",
+        "NanmedianBackward1",
+        "ModeBackward0",
+    }
 )
 
 WRITES_TO_ZEROS: dict[Any, tuple[frozenset[str], Any]] = {
@@ -73,7 +81,15 @@ WRITES_TO_ZEROS: dict[Any, tuple[frozenset[str], Any]] = {
 """Ops that a node runs on zeros it has just made for the purpose -> the nodes, and what they run
 there when nobody watches."""
 
-_current_node = torch._C._current_autograd_node
+NODES_WITHOUT_ADDITIONS = frozenset(
+    f"{name}Backward{number}"
+    for names in (_VIEWS, _ELEMENTWISE, _PRODUCTS, _FUSED, _MOVES)
+    for name in names.split()
+    for number in range(5)
+).union(*(nodes for nodes, _ in WRITES_TO_ZEROS.values()))
+"""Nodes whose formula (tools/autograd/derivatives.yaml) calls no ``add``."""
+
+_current_node: Callable[[], Any] = torch._C._current_autograd_node  # None outside backward
 
 
 class InPlaceForms:
@@ -87,7 +103,7 @@ class InPlaceForms:
             _disable_current_modes(),
             torch.inference_mode(mode=False),
             torch.enable_grad(),
-            _Calibration() as calibration,
+            _Calibration() as calibration,  # type: ignore[no-untyped-call]  # not annotated
         ):
             shared = torch.ones(2, device="cpu", requires_grad=True).neg()
             torch.autograd.backward((shared.neg() + shared.neg()).sum())
@@ -129,19 +145,18 @@ def _count_owners(args: Any) -> tuple[int, int, int]:
 
 def _are_alike(old: Any, new: Any) -> bool:
     return (
-        type(old) is torch.Tensor
-        and type(new) is torch.Tensor
+        old.__class__ is new.__class__ is torch.Tensor
         and old.layout is torch.strided
         and new.layout is torch.strided
         and not (old.is_nested or new.is_nested)
         and old.shape == new.shape
         and old.dtype is new.dtype
         and old.device == new.device
-        and bool(aten.is_non_overlapping_and_dense.default(old))
+        and (old.is_contiguous() or bool(aten.is_non_overlapping_and_dense.default(old)))
     )
 
 
-class _Calibration(TorchDispatchMode):
+class _Calibration(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotated
     """Sees one addition that is certainly autograd's own."""
 
     seen: tuple[int, int, int] | None = None

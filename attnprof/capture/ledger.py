@@ -7,20 +7,20 @@ Known limitations:
     Memory that an op takes and gives back inside itself never has a storage and is not seen.
 """
 
-import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from time import perf_counter_ns
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from attnprof.capture.recorder import Recorder
-from attnprof.store.schema import BORN, FOUND, FREED, RESIZED
+from attnprof.capture.recorder import Recorder, pack_event, pack_free
+from attnprof.store.schema import BORN, FOUND, RESIZED
 
-_PLAIN_CLASSES = (torch.Tensor, torch.nn.Parameter)
+PLAIN_CLASSES = (torch.Tensor, torch.nn.Parameter)
 
-storage_address = torch._C._storage_address
+storage_address: Callable[[torch.Tensor], int] = torch._C._storage_address  # type: ignore[attr-defined]  # not in the stubs
 """The address of a tensor's StorageImpl: its identity for as long as it lives."""
 
 
@@ -43,6 +43,10 @@ class Ledger:
         self._recorder = recorder
         self._count = 0
         self._events = recorder.storage_events
+        self._ops = recorder.ops
+        self._on_death = self._forget
+        self._devices: dict[torch.device, tuple[int, bool]] = {}
+        """Device -> its number, and whether its storages have addresses."""
 
     def add(self, tensor: torch.Tensor, signature: int, *, born: bool) -> int:
         """Enter the storage of ``tensor``, which is not live yet, and return its number.
@@ -53,23 +57,23 @@ class Ledger:
             born: An op returned it just now; otherwise it was made where nobody looked.
         """
         storage = tensor.untyped_storage()
-        ref = StorageRef(storage, self._forget)
+        ref = StorageRef(storage, self._on_death)
         ref.storage = number = self._count
         self._count += 1
-        ref.address = storage_address(tensor)
+        ref.address = address = storage_address(tensor)
         ref.size_bytes = size = storage.nbytes()
-        self.live[ref.address] = ref
-        recorder = self._recorder
+        self.live[address] = ref
         device = storage.device
+        device_number, has_address = self._devices.get(device) or self._meet(device)
         self._events.append(
-            (
+            pack_event(
                 number,
+                perf_counter_ns(),
+                self._recorder.committed_ops + len(self._ops),
                 BORN if born else FOUND,
                 size,
-                _data_address(storage, device),
-                recorder.find_device(device),
-                time.perf_counter_ns(),
-                recorder.committed_ops + len(recorder.ops),
+                storage.data_ptr() if has_address else 0,
+                device_number,
                 signature,
             )
         )
@@ -81,7 +85,7 @@ class Ledger:
         A storage not met before is entered as found. A tensor made of others (a wrapper subclass,
         a sparse one) stands for the first of them.
         """
-        if tensor.__class__ not in _PLAIN_CLASSES:
+        if tensor.__class__ not in PLAIN_CLASSES:
             first = next(plain_tensors(tensor), None)
             if first is None:
                 return -1
@@ -102,16 +106,16 @@ class Ledger:
         if ref is None or ref.size_bytes == storage.nbytes():
             return
         ref.size_bytes = size = storage.nbytes()
-        device = storage.device
+        device_number, has_address = self._meet(storage.device)
         self._events.append(
-            (
+            pack_event(
                 ref.storage,
+                perf_counter_ns(),
+                self._recorder.count_ops(),
                 RESIZED,
                 size,
-                _data_address(storage, device),
-                self._recorder.find_device(device),
-                time.perf_counter_ns(),
-                self._recorder.count_ops(),
+                storage.data_ptr() if has_address else 0,
+                device_number,
                 -1,
             )
         )
@@ -120,21 +124,16 @@ class Ledger:
         """Let go of all references; nothing is recorded any more."""
         self.live.clear()
 
+    def _meet(self, device: torch.device) -> tuple[int, bool]:
+        # Meta and fake storages have no address to give; asking a fake one warns or raises.
+        known = self._devices[device] = (self._recorder.find_device(device), device.type != "meta")
+        return known
+
     def _forget(self, ref: StorageRef) -> None:
         if self.live.get(ref.address) is ref:
             del self.live[ref.address]
-        recorder = self._recorder
         self._events.append(
-            (
-                ref.storage,
-                FREED,
-                0,
-                0,
-                -1,
-                time.perf_counter_ns(),
-                recorder.committed_ops + len(recorder.ops),
-                -1,
-            )
+            pack_free(ref.storage, perf_counter_ns(), self._recorder.committed_ops + len(self._ops))
         )
 
 
@@ -154,8 +153,3 @@ def plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         yield tensor.values()
     elif tensor.layout is torch.strided:
         yield tensor
-
-
-def _data_address(storage: Any, device: torch.device) -> int:
-    # Meta and fake storages have no address to give; asking a fake one warns or raises.
-    return 0 if device.type == "meta" else int(storage.data_ptr())

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as module_hooks
 
-from attnprof.capture.ledger import Ledger, plain_tensors
+from attnprof.capture.ledger import PLAIN_CLASSES, Ledger, plain_tensors
 from attnprof.capture.ops import OpMode
 from attnprof.capture.recorder import Recorder
 from attnprof.capture.threads import ThreadModes
@@ -85,7 +85,8 @@ class ModuleNames:
     ) -> int:
         """Record what a tensor's storage is, once; return its number if that was news, else -1."""
         news = -1
-        for plain in plain_tensors(tensor):
+        is_plain = tensor.__class__ in PLAIN_CLASSES
+        for plain in (tensor,) if is_plain else plain_tensors(tensor):
             storage = self._ledger.find(plain)
             if storage >= 0 and self._roles.get(storage) is not role:
                 self._roles[storage] = role
@@ -157,15 +158,22 @@ class ModuleWatch:
         )
         mode.scope = scope
 
-    def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Close the module's scope; the global forward hook, called after exceptions too."""
+    def after(self, module: nn.Module, args: Any, *rest: Any) -> None:
+        """Close the module's scope; the global forward hook, called after exceptions too.
+
+        Args:
+            module: Whose forward ended.
+            args: Its positional arguments.
+            rest: Its keyword arguments and its output; after an exception torch leaves out the
+                former, whatever was asked for.
+        """
         if torch.compiler.is_compiling():
             return
         mode = self._modes.find()
-        if mode is None or all(opened[0] is not module for opened in mode.open_scopes):
+        if mode is None or not _has_opened(mode, module):
             return  # another hook raised before ours could open it
         if mode.open_scopes[0][0] is module:
-            self._identify_inputs((*args, *kwargs.values()))
+            self._identify_inputs((*args, *(rest[0].values() if len(rest) == 2 else ())))
         while self._close_innermost(mode) is not module:
             pass  # scopes inside it that were left without a word
 
@@ -219,6 +227,8 @@ class ModuleWatch:
                 yield
             finally:
                 last.remove()
+                # torch 2.13 forgets this entry, one for every trace.
+                module_hooks._global_forward_hooks_with_kwargs.pop(last.id, None)
         finally:
             first.remove()
 
@@ -240,3 +250,7 @@ def _without_warning_of_hooks() -> Iterator[None]:
     finally:
         if added in warnings.filters:
             cast(list[Any], warnings.filters).remove(added)
+
+
+def _has_opened(mode: OpMode, module: nn.Module) -> bool:
+    return any(opened[0] is module for opened in reversed(mode.open_scopes))

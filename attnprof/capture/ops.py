@@ -6,20 +6,24 @@ Known limitations:
     Inside a compiled region only calls to extern kernels are visible.
 """
 
-import time
+import sys
 from collections.abc import Callable
+from time import perf_counter_ns
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnprof.capture.imitate import IMITATED, InPlaceForms
 from attnprof.capture.ledger import Ledger, plain_tensors, storage_address
-from attnprof.capture.recorder import COMMIT_OPS, Recorder
+from attnprof.capture.recorder import COMMIT_OPS, PACKERS, Recorder, make_packer
 from attnprof.store.schema import NO_NODE
 
-_current_node = torch._C._current_autograd_node
-_sequence_number = torch._C._autograd._get_sequence_nr  # type: ignore[attr-defined]  # not in the stubs
+_current_node: Callable[[], Any] = torch._C._current_autograd_node  # None outside backward
+_sequence_number = torch._C._autograd._get_sequence_nr
 _ACCUMULATE = 2**63
 """At or above: the sequence number of an AccumulateGrad node, which is UINT64_MAX."""
 
@@ -31,11 +35,18 @@ are among ``types`` all the same when ``.data`` is read."""
 class Operator:
     """What is known of an operator before it runs."""
 
-    __slots__ = ("code", "decomposes", "lifts", "resizes", "written")
+    __slots__ = (
+        "call", "code", "decomposes", "func", "imitated", "is_plain", "lifts", "resizes",
+        "tensors_end", "written",
+    )  # fmt: skip
 
     def __init__(self, func: Any, recorder: Recorder) -> None:
         """Read the operator's schema and enter it into the run's vocabulary."""
-        schema = getattr(func, "_schema", None)
+        self.func = func
+        """Held, so that no other operator gets its id, by which a mode knows it."""
+        self.call = func._op if type(func) is OpOverload else func
+        """What `OpOverload.__call__` calls: one Python frame less."""
+        schema: Any = getattr(func, "_schema", None)  # a higher-order operator has none
         arguments = schema.arguments if schema else ()
         written = [
             i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write
@@ -54,6 +65,12 @@ class Operator:
         self.decomposes = schema is not None and _is_composite(func.name())
         """It is nothing but other ops. Autograd takes it apart before a mode sees it; under
         inference_mode nobody does, so the mode has to."""
+        self.imitated = func in IMITATED
+        self.is_plain = not (self.decomposes or self.imitated)
+        """It is run and written down; nothing else is to be considered."""
+        holders = [i + 1 for i, a in enumerate(arguments) if "Tensor" in str(a.type)]
+        self.tensors_end = max(holders, default=0) if schema else sys.maxsize
+        """No argument from this position on can hold a tensor."""
 
 
 _RESIZING = frozenset({"resize_", "resize_as_", "set_", "resize_storage_bytes_", "resize_output_"})
@@ -79,7 +96,18 @@ def _are_plain(values: Any) -> bool:
     )
 
 
-class OpMode(TorchDispatchMode):
+def _find_skipping() -> Any:
+    """Return what makes Dynamo leave a frame alone and all that it calls, if torch has it."""
+    frames = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
+    if frames is None or not hasattr(frames, "set_code_exec_strategy"):
+        return None
+    return frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
+
+
+_SKIPPING = _find_skipping()
+
+
+class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotated
     """A dispatch mode for one thread that only writes down facts."""
 
     supports_higher_order_operators = True
@@ -93,7 +121,7 @@ class OpMode(TorchDispatchMode):
         tag_allocations: Callable[[str], None] | None,
     ) -> None:
         """Record the ops of the thread numbered ``thread``."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # not annotated
         self.scope = -1
         """The innermost module call of this thread; set by the module hooks."""
         self.open_scopes: list[Any] = []
@@ -106,68 +134,76 @@ class OpMode(TorchDispatchMode):
         self._live = ledger.live
         self._signatures = recorder.signatures
         self._ops = recorder.ops
-        self._operators: dict[Any, Operator] = {}
+        self._operators: dict[int, Operator] = {}
+        """By the id of the function: hashing one calls Python."""
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
         """Tell Dynamo that compiled code may run as it is; without this it would run eagerly."""
         return True
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Where this is true, torch wraps __torch_dispatch__ in `torch._dynamo.disable`: 1 µs an
+        # op. `set_code_exec_strategy`, below, says the same to Dynamo once.
+        return _SKIPPING is None
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func`` unchanged and record it."""
         if types and self._is_for_subclass(types):
             return NotImplemented  # the subclass takes it apart, and its pieces come back here
-        if func in IMITATED and not kwargs:
-            in_place = self._in_place_forms.find(func, args)
-            if in_place is not None:
-                func, args = in_place
-        kwargs = kwargs or {}
-        operator = self._operators.get(func)
-        if operator is None:
-            operator = self._operators[func] = Operator(func, self.recorder)
-        if operator.decomposes and _are_plain(args):
-            with self:
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
-        facts: list[int] = []
-        self._describe(args, facts, operator.lifts)
-        if kwargs:
-            self._describe(kwargs.values(), facts, False)
-        n_in = len(facts) >> 1
+        operator = self._operators.get(id(func)) or self._meet(func)
+        if not operator.is_plain:
+            if operator.imitated and not kwargs:
+                in_place = self._in_place_forms.find(func, args)
+                if in_place is not None:
+                    func, args = in_place
+                    operator = self._operators.get(id(func)) or self._meet(func)
+            if operator.decomposes and _are_plain(args):
+                with self:
+                    result = func.decompose(*args, **(kwargs or {}))
+                if result is not NotImplemented:
+                    return result
+        fact = [operator.code, self.scope, self.thread]
+        self._describe(args[: operator.tensors_end], fact, operator.lifts)
+        if kwargs and operator.tensors_end:
+            self._describe(kwargs.values(), fact, False)
+        inputs_end = len(fact)
         if self._tag_allocations is not None:
             self._tag_allocations(str(self.recorder.count_ops()))
-        result = func(*args, **kwargs)
-        if result.__class__ is tuple or result.__class__ is list:
-            self._describe(result, facts, True)
-        elif isinstance(result, torch.Tensor):
-            self._describe((result,), facts, True)
+        result = operator.call(*args, **kwargs) if kwargs else operator.call(*args)
+        if result.__class__ is Tensor or isinstance(result, Tensor):
+            self._describe((result,), fact, True)
+        elif result.__class__ is tuple or result.__class__ is list:
+            self._describe(result, fact, True)
         if operator.written:
-            self._describe([args[i] for i in operator.written if i < len(args)], facts, True)
+            self._describe([args[i] for i in operator.written if i < len(args)], fact, True)
         if operator.resizes:
-            self._check_sizes(args, kwargs)
+            self._check_sizes(args, kwargs or {})
         node = _current_node()
-        ops = self._ops
-        ops.append(
-            (
-                time.perf_counter_ns(),
-                operator.code,
-                self.scope,
-                self.thread,
-                _sequence_number() - 1,
-                NO_NODE if node is None else self._number_of(node),
-                n_in,
-                facts,
-            )
+        fact += (
+            perf_counter_ns(),
+            _sequence_number() - 1,
+            NO_NODE if node is None else self._number_of(node),
+            inputs_end,
         )
+        ops = self._ops
+        ops.append((PACKERS.get(len(fact)) or make_packer(len(fact)))(*fact))
         if len(ops) >= COMMIT_OPS:
             self.recorder.commit()
         return result
 
-    def _describe(self, values: Any, facts: list[int], born: bool) -> None:
-        """Append storage and signature of every tensor among ``values`` to ``facts``."""
+    def _meet(self, func: Any) -> Operator:
+        """Return what is known of an operator that this mode has not run before."""
+        operator = self._operators[id(func)] = Operator(func, self.recorder)
+        return operator
+
+    def _describe(self, values: Any, fact: list[int], born: bool) -> None:
+        """Append storage and signature of every tensor among ``values`` to ``fact``."""
         for value in values:
-            if isinstance(value, torch.Tensor):
+            kind = value.__class__
+            # isinstance() alone would do; for anything but a tensor it is slow.
+            if kind is Tensor or kind is Parameter or isinstance(value, Tensor):
                 try:
                     ref = self._live.get(storage_address(value))
                     key = (value.shape, value.stride(), value.dtype)
@@ -175,15 +211,14 @@ class OpMode(TorchDispatchMode):
                     if signature is None:
                         signature = self.recorder.find_signature(key)
                     if ref is None:
-                        facts.append(self._ledger.add(value, signature, born=born))
+                        fact += (self._ledger.add(value, signature, born=born), signature)
                     else:
-                        facts.append(ref.storage)
-                    facts.append(signature)
+                        fact += (ref.storage, signature)
                 except (RuntimeError, NotImplementedError):
                     if value.layout is not torch.strided or value.is_nested:
-                        self._describe(tuple(plain_tensors(value)), facts, born)
-            elif value.__class__ is list or value.__class__ is tuple:
-                self._describe(value, facts, born)
+                        self._describe(tuple(plain_tensors(value)), fact, born)
+            elif kind is list or kind is tuple:
+                self._describe(value, fact, born)
 
     def _number_of(self, node: Any) -> int:
         number: int = node._sequence_nr()
@@ -207,3 +242,9 @@ class OpMode(TorchDispatchMode):
             and not issubclass(t, FakeTensor | FunctionalTensor)
             for t in types
         )
+
+
+if _SKIPPING is not None:
+    torch._C._dynamo.eval_frame.set_code_exec_strategy(
+        OpMode.__torch_dispatch__.__code__, _SKIPPING
+    )

@@ -1,20 +1,41 @@
 """The facts recorded since the last commit, and their way into the run directory."""
 
+import struct
 import threading
 import time
+import warnings
 from collections.abc import Callable
-from itertools import chain
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
 
-from attnprof.store.schema import IDENTITIES, MARKS, MODULES, SAMPLES, SCOPES, STORAGE_EVENTS
+from attnprof.store.schema import FREED, IDENTITIES, MARKS, MODULES, SAMPLES, SCOPES
 from attnprof.store.writer import RunWriter
 
-OpFact = tuple[int, int, int, int, int, int, int, list[int]]
-"""time_ns, code, scope, thread, seq, node, number of inputs, storage and signature per operand."""
+# Facts wait for a commit as bytes: the garbage collector, which would run every few hundred ops
+# and now and then walk the whole program, does not look at those; and they join into an array.
+OP_HEAD = 3
+"""An op's first numbers: code, scope, thread. Storage and signature of each operand follow."""
+OP_TAIL = 4
+"""Its last: time_ns, seq, node, and how many numbers there are before its first output."""
+
+PACKERS: dict[int, Callable[..., bytes]] = {}
+"""Count of numbers -> what packs so many."""
+
+pack_event: Callable[..., bytes] = struct.Struct("8q").pack
+"""Packs an event: storage, time_ns, op, kind, size_bytes, address, device, signature."""
+pack_free: Callable[..., bytes] = struct.Struct("3q").pack
+"""Packs storage, time_ns and op of a storage that was freed."""
+
+
+def make_packer(count: int) -> Callable[..., bytes]:
+    """Return what packs ``count`` numbers, and keep it in `PACKERS`."""
+    packer = PACKERS[count] = struct.Struct(f"{count}q").pack
+    return packer
+
+
+Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 COMMIT_OPS = 100_000
 """Ops after which facts are committed even in the middle of a step, to bound memory."""
@@ -23,14 +44,14 @@ COMMIT_OPS = 100_000
 class Recorder:
     """Plain lists that hooks append to, emptied by `commit`.
 
-    The lists are never replaced, so hooks may keep their ``append``. Appending one tuple is
+    The lists are never replaced, so hooks may keep their ``append``. Appending one item is
     atomic in CPython; that is all the locking the hot path has.
     """
 
     def __init__(self, writer: RunWriter) -> None:
         """Record into ``writer``."""
-        self.ops: list[OpFact] = []
-        self.storage_events: list[tuple[int, int, int, int, int, int, int, int]] = []
+        self.ops: list[bytes] = []
+        self.storage_events: list[bytes] = []
         self.scopes: list[tuple[int, ...]] = []
         self.identities: list[tuple[int, str, str, int, int, int, str, str]] = []
         self.marks: list[tuple[int, int, int]] = []
@@ -46,8 +67,12 @@ class Recorder:
         self._code_count = 0
         self._devices: dict[torch.device, int] = {}
         self._new_devices: list[str] = []
+        self.stopped_by: str | None = None
+        """Why nothing more is written, if a commit failed."""
         self._writer = writer
         self._lock = threading.RLock()
+        self._is_committing = False
+        self._is_broken = False
 
     def count_ops(self) -> int:
         """Return how many ops have finished since tracing began."""
@@ -89,21 +114,45 @@ class Recorder:
         self.marks.append((kind, time.perf_counter_ns(), self.count_ops()))
 
     def commit(self) -> None:
-        """Write everything recorded so far; a reader sees all of it or none."""
+        """Write everything recorded so far; a reader sees all of it or none.
+
+        Once a commit was cut off, by a full disk or by Ctrl-C in the middle of it, rows are
+        missing that later ones count on. So nothing more is written; the program goes on.
+        """
         with self._lock:
-            for bring_in in self.before_commit:
-                bring_in()
-            columns: dict[str, Any] = {}
-            self._take_ops(columns)
-            _take_rows(columns, "storage_events", STORAGE_EVENTS.names, self.storage_events)
-            _take_rows(columns, "scopes", SCOPES.names, self.scopes)
-            _take_rows(columns, "identities", IDENTITIES.names, self.identities)
-            _take_rows(columns, "marks", MARKS.names, self.marks)
-            _take_rows(columns, "modules", MODULES.names, self.modules)
-            _take_rows(columns, "samples", SAMPLES.names, self.samples)
-            self._take_vocabulary(columns)
-            if columns:
-                self._writer.commit(columns)
+            if self._is_committing:
+                return  # a signal handler came in the middle of one
+            self._is_committing = True
+            was_broken, self._is_broken = self._is_broken, True
+            try:
+                columns = self._take_all()
+                if columns and not was_broken:
+                    self._writer.commit(columns)
+                self._is_broken = was_broken
+            except Exception as error:
+                self.stopped_by = f"{type(error).__name__}: {error}"
+                warnings.warn(
+                    f"attnprof stopped recording: {self.stopped_by}. The run in "
+                    f"{self._writer.path} keeps what was recorded before",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            finally:
+                self._is_committing = False
+
+    def _take_all(self) -> dict[str, Any]:
+        for bring_in in self.before_commit:
+            bring_in()
+        columns: dict[str, Any] = {}
+        self._take_ops(columns)
+        self._take_events(columns)
+        _take_rows(columns, "scopes", SCOPES.names, self.scopes)
+        _take_rows(columns, "identities", IDENTITIES.names, self.identities)
+        _take_rows(columns, "marks", MARKS.names, self.marks)
+        _take_rows(columns, "modules", MODULES.names, self.modules)
+        _take_rows(columns, "samples", SAMPLES.names, self.samples)
+        self._take_vocabulary(columns)
+        return columns
 
     def _take_ops(self, columns: dict[str, Any]) -> None:
         ops = self.ops[:]
@@ -113,18 +162,41 @@ class Recorder:
         # thread that appends meanwhile; being ahead for an instant only blurs a free's position.
         self.committed_ops += len(ops)
         del self.ops[: len(ops)]
-        count = len(ops)
-        names = ("time_ns", "code", "scope", "thread", "seq", "node", "n_in")
-        table: dict[str, Any] = {
-            name: np.fromiter(map(itemgetter(i), ops), np.int64, count)
-            for i, name in enumerate(names)
+        numbers, begins, lengths = _unpack(ops)
+        ends = begins + lengths
+        n_in = (numbers[ends - 1] - OP_HEAD) >> 1
+        columns["ops"] = {
+            "code": numbers[begins],
+            "scope": numbers[begins + 1],
+            "thread": numbers[begins + 2],
+            "time_ns": numbers[ends - 4],
+            "seq": numbers[ends - 3],
+            "node": numbers[ends - 2],
+            "n_in": n_in,
+            "n_out": ((lengths - (OP_HEAD + OP_TAIL)) >> 1) - n_in,
         }
-        operands = list(map(itemgetter(7), ops))
-        lengths = np.fromiter(map(len, operands), np.int64, count) // 2
-        table["n_out"] = lengths - table["n_in"]
-        columns["ops"] = table
-        flat = np.fromiter(chain.from_iterable(operands), np.int64, 2 * int(lengths.sum()))
-        columns["operands"] = {"storage": flat[0::2], "signature": flat[1::2]}
+        is_operand = np.ones(len(numbers), np.bool_)
+        for i in range(OP_HEAD):
+            is_operand[begins + i] = False
+        for i in range(1, OP_TAIL + 1):
+            is_operand[ends - i] = False
+        operands = numbers[is_operand]
+        columns["operands"] = {"storage": operands[0::2], "signature": operands[1::2]}
+
+    def _take_events(self, columns: dict[str, Any]) -> None:
+        events = self.storage_events[:]
+        if not events:
+            return
+        del self.storage_events[: len(events)]
+        numbers, begins, lengths = _unpack(events)
+        table = {name: numbers[begins + i] for i, name in enumerate(("storage", "time_ns", "op"))}
+        whole = np.flatnonzero(lengths > 3)
+        begins = begins[whole]
+        freed = {"kind": FREED, "size_bytes": 0, "address": 0, "device": -1, "signature": -1}
+        for i, (name, value) in enumerate(freed.items()):
+            table[name] = np.full(len(events), value, np.int64)
+            table[name][whole] = numbers[begins + 3 + i]
+        columns["storage_events"] = table
 
     def _take_vocabulary(self, columns: dict[str, Any]) -> None:
         if self._new_signatures:
@@ -140,6 +212,12 @@ class Recorder:
         if self._new_devices:
             columns["devices"] = {"name": self._new_devices}
             self._new_devices = []
+
+
+def _unpack(packed: list[bytes]) -> tuple[Numbers, Numbers, Numbers]:
+    """Return all numbers, and where those of each item begin and how many they are."""
+    lengths = np.fromiter(map(len, packed), np.int64, len(packed)) >> 3
+    return np.frombuffer(b"".join(packed), np.int64), np.cumsum(lengths) - lengths, lengths
 
 
 def _take_rows(columns: dict[str, Any], table: str, names: list[str], rows: list[Any]) -> None:

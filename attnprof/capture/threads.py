@@ -56,7 +56,7 @@ class ThreadModes:
         mode = OpMode(
             self._recorder, self._ledger, number, self._in_place_forms, self._tag_allocations
         )
-        mode.__enter__()
+        mode.__enter__()  # type: ignore[no-untyped-call]  # not annotated
         self._local.mode = mode
         return mode
 
@@ -64,7 +64,7 @@ class ThreadModes:
         """Leave this thread's mode."""
         mode: OpMode = self._local.mode
         del self._local.mode
-        mode.__exit__(None, None, None)
+        mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # not annotated
 
     @contextmanager
     def covering(self) -> Iterator[None]:

@@ -1,13 +1,15 @@
 """`trace`: everything that watches a program, owned by one ExitStack."""
 
+import math
 import os
 import shutil
 import signal
 import tempfile
 import threading
+import warnings
 import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -62,11 +64,17 @@ class Tracer:
         """
         if directory is not None and not isinstance(directory, str | os.PathLike):
             raise TypeError(
-                f"attnprof.trace() takes the directory to write to, got {type(directory).__name__}; "
-                "use it as 'with attnprof.trace(\"runs/name\"):'"
+                f"attnprof.trace() takes the directory to write to, got {type(directory).__name__};"
+                " use it as 'with attnprof.trace(\"runs/name\"):'"
             )
-        if not samples_per_second >= 0:
-            raise ValueError(f"samples_per_second must be 0 or more, got {samples_per_second!r}")
+        if not isinstance(samples_per_second, int | float):
+            raise TypeError(
+                f"samples_per_second must be a number, got {type(samples_per_second).__name__}"
+            )
+        if not 0 <= samples_per_second < math.inf:
+            raise ValueError(
+                f"samples_per_second must be 0 or more and finite, got {samples_per_second!r}"
+            )
         self._directory = None if directory is None else Path(directory)
         self._samples_per_second = samples_per_second
         self._stack = ExitStack()
@@ -74,6 +82,7 @@ class Tracer:
         self._ledger: Ledger | None = None
         self._names: ModuleNames | None = None
         self._writer: RunWriter | None = None
+        self._process = -1
 
     @property
     def run(self) -> "Run":
@@ -120,17 +129,20 @@ class Tracer:
         except BaseException:
             _active = None
             self._stack.close()
+            if self._writer is not None:
+                self._writer.close(Status.FAILED)
             raise
         return self
 
     def _begin(self) -> None:
         if self._directory is None:
             self._directory = Path(tempfile.mkdtemp(prefix="attnprof-"))
-            weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
+            weakref.finalize(self, _remove_directory, self._directory, os.getpid())
         else:
             self._directory = self._directory.absolute()
             claim_directory(self._directory)
         info = {"environment": describe_environment(), "writer": describe_writer()}
+        self._process = os.getpid()
         self._writer = RunWriter(self._directory, info)
         self._recorder = recorder = Recorder(self._writer)
         self._ledger = ledger = Ledger(recorder)
@@ -163,15 +175,42 @@ class Tracer:
         global _active
         assert self._recorder is not None
         assert self._writer is not None
+        if self._process != os.getpid():
+            return  # a child forked inside the 'with' block leaves it; the run is its parent's
         try:
             self._recorder.commit()
-            self._stack.close()
         finally:
-            _active = None
-            more: dict[str, Any] = {}
-            if error is not None:
-                more["error"] = {"type": type(error).__qualname__, "message": str(error)[:2000]}
+            try:
+                self._stack.close()
+            finally:
+                _active = None
+                more: dict[str, Any] = {}
+                if error is not None:
+                    more["error"] = {"type": type(error).__qualname__, "message": _text_of(error)}
+                if self._recorder.stopped_by is not None:
+                    more["recording_stopped"] = self._recorder.stopped_by
+                self._close_writer(status, more)
+
+    def _close_writer(self, status: Status, more: dict[str, Any]) -> None:
+        assert self._writer is not None
+        try:
             self._writer.close(status, **more)
+        except OSError as error:
+            # Not raised: it would take the place of the program's own exception.
+            warnings.warn(
+                f"attnprof could not note that the run in {self._writer.path} has ended: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _abandon(self) -> None:
+        """Take everything off a forked child: it is not traced, and the run is its parent's."""
+        global _active
+        _active = None
+        if self._writer is not None:
+            self._writer.abandon()
+        with suppress(Exception):  # a thread or device that the child does not have
+            self._stack.close()
 
     @contextmanager
     def _ending_on_sigterm(self) -> Iterator[None]:
@@ -263,7 +302,7 @@ def _watch_resizes(ledger: Ledger) -> Iterator[None]:
         return result
 
     had_own = "resize_" in vars(kind)
-    kind.resize_ = resize_  # type: ignore[method-assign, assignment]  # undone below
+    kind.resize_ = resize_  # type: ignore[method-assign]  # undone below
     try:
         yield
     finally:
@@ -271,6 +310,36 @@ def _watch_resizes(ledger: Ledger) -> Iterator[None]:
             kind.resize_ = original  # type: ignore[method-assign]  # as it was
         else:
             del kind.resize_
+
+
+def _abandon_in_child() -> None:
+    if _active is not None:
+        _active._abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_in_child)
+
+
+def _remove_directory(directory: Path, owner: int) -> None:
+    """Remove a temporary run, if this is the process that made it and not a forked child."""
+    if os.getpid() == owner:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _text_of(error: BaseException) -> str:
+    """Return an exception's message, if it can say one."""
+    try:
+        return str(error)[:2000]
+    except Exception as broken:
+        return f"(its message cannot be had: {type(broken).__name__})"
+
+
+_SIGNS_OF_NO_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "BLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def _status_of(error: BaseException | None) -> Status:
@@ -282,8 +351,9 @@ def _status_of(error: BaseException | None) -> Status:
         return Status.INTERRUPTED
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return Status.OUT_OF_MEMORY
-    # The CPU allocator has no exception of its own.
-    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+    # The CPU allocator, the driver and CUDA's libraries have no exception of their own.
+    text = _text_of(error) if isinstance(error, RuntimeError) else ""
+    if any(sign in text for sign in _SIGNS_OF_NO_MEMORY):
         return Status.OUT_OF_MEMORY
     return Status.FAILED
 

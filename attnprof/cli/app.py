@@ -1,5 +1,6 @@
 """The command ``attnprof``: its verbs, and what becomes of what they raise."""
 
+import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,13 @@ BROKEN_PIPE = 141
 """The exit code of a program whose reader went away, as shells count it."""
 UNUSABLE = 2
 """The exit code for arguments or a run that cannot be used."""
+
+
+def _unwrap(text: str | None) -> str:
+    """Return a docstring with one line per paragraph, for rich to break where the screen ends."""
+    paragraphs = inspect.cleandoc(text or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
 
 app = typer.Typer(
     add_completion=False,
@@ -46,10 +54,11 @@ def _start(
         print(context.get_help())
 
 
-app.command(cls=RunCommand, context_settings={"allow_interspersed_args": False})(run)
-app.command()(report)
-app.command()(demo)
-app.command()(doctor)
+app.command(
+    cls=RunCommand, context_settings={"allow_interspersed_args": False}, help=_unwrap(run.__doc__)
+)(run)
+for verb in (report, demo, doctor):
+    app.command(help=_unwrap(verb.__doc__))(verb)
 
 
 def find_version() -> str:

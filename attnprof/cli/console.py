@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -13,6 +13,10 @@ PLAIN_WIDTH = 110
 """Characters per line where there is no terminal: the same everywhere, so that files compare."""
 LEAST_WIDTH = 60
 """Below this a report is laid out for so many characters and the terminal folds its lines."""
+_IN_ASCII = str.maketrans(
+    {"²": "^2", "ᵀ": "^T", "×": "x", "·": "-", "–": "-", "…": "...", "◀": "<"}
+)
+"""What a report's signs become where the output cannot show them."""
 
 
 def fail(message: str, code: int) -> int:
@@ -27,10 +31,8 @@ def say(message: str) -> None:
     The traced program may have closed or replaced stderr; then nobody is told, and nothing fails.
     """
     printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
-    try:
+    with suppress(OSError, ValueError, AttributeError, UnicodeError):
         print(f"attnprof: {printable}", file=sys.stderr, flush=True)
-    except (OSError, ValueError, AttributeError, UnicodeError):
-        pass
 
 
 def print_report(report: "RenderableType") -> None:
@@ -43,7 +45,11 @@ def print_report(report: "RenderableType") -> None:
         console.print(report)
     text = "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
     encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:  # a latin-1 or ASCII pipe
+        text = text.translate(_IN_ASCII).encode(encoding, "replace").decode(encoding)
+    sys.stdout.write(text)
 
 
 def make_console(file: TextIO) -> "Console":

@@ -17,8 +17,7 @@ from typing import Any
 
 from attnprof.errors import CommandError
 
-_OWN_FILES = str(Path(__file__).parents[1]) + os.sep
-_FROZEN = "<frozen "
+_OWN_FOLDER = os.path.dirname(__file__)
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def _find_bundle(script: str, arguments: Sequence[str]) -> Program:
     return Program(
         name=Path(script).resolve().stem,
         arguments=[script, *arguments],
-        search_path=script,
+        search_path=os.path.abspath(script),
         spec=spec,
         file=spec.origin,
         load=lambda: _code_of(spec, script),
@@ -163,7 +162,7 @@ def run_program(program: Program) -> None:
         __cached__=spec.cached if spec else None,
         __loader__=spec.loader if spec else _loader_of(program.file),
         __package__=spec.parent if spec else None,
-        __spec__=spec if spec and spec.name != "__main__" else None,
+        __spec__=spec,
         __builtins__=sys.modules["builtins"],
     )
     sys.modules["__main__"] = module
@@ -220,8 +219,22 @@ def _exit_code(ended: SystemExit) -> int:
 def _from_program(traceback: TracebackType | None) -> TracebackType | None:
     """Return the traceback from the program's first frame on."""
     while traceback is not None:
-        file = traceback.tb_frame.f_code.co_filename
-        if not file.startswith((_OWN_FILES, _FROZEN)):
+        if os.path.dirname(traceback.tb_frame.f_code.co_filename) != _OWN_FOLDER:
             break
         traceback = traceback.tb_next
     return traceback
+
+
+def load_own_script(name: str) -> Any:
+    """Return one of the scripts in ``attnprof/cli/scripts`` as a module.
+
+    They are programs like a user's, which import torch: attnprof itself does so in
+    `attnprof.capture` only.
+    """
+    path = Path(_OWN_FOLDER) / "scripts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"attnprof_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

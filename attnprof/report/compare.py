@@ -40,9 +40,7 @@ def compare_peaks(first: Peak, second: Peak) -> list[Change]:
     The differences sum to the difference of the peaks, for the categories sum to each.
     """
     mine, theirs = first.by_category(), second.by_category()
-    changes = [
-        Change(name, mine.get(name, 0), theirs.get(name, 0)) for name in {**mine, **theirs}
-    ]
+    changes = [Change(name, mine.get(name, 0), theirs.get(name, 0)) for name in {**mine, **theirs}]
     return sorted(changes, key=lambda c: (-abs(c.difference_bytes), stack_order(c.category)))
 
 

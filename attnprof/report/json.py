@@ -12,7 +12,7 @@ FORMAT_VERSION = 1
 
 def render_json(summary: Summary) -> str:
     """Return the report as JSON text, two spaces deep."""
-    return json.dumps(describe_summary(summary), indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps(describe_summary(summary), indent=2, allow_nan=False)
 
 
 def describe_summary(summary: Summary) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def _render_header(summary: Summary) -> Text:
 def describe_run(summary: Summary) -> list[str]:
     """Return where and when a run was recorded, in a few words each."""
     info = summary.run.info
-    environment = info.get("environment", {})
+    environment = find_environment(summary)
     words = [f"device {summary.peak.device}"]
     words += [str(gpu) for gpu in environment.get("gpus") or []][:1]
     for name in ("torch", "transformers", "python"):
@@ -66,6 +66,12 @@ def describe_run(summary: Summary) -> list[str]:
     if isinstance(created, str):
         words.append(_show_time(created))
     return [show_name(word) for word in words]
+
+
+def find_environment(summary: Summary) -> dict[str, Any]:
+    """Return what run.json says of versions and devices; nothing if it does not."""
+    environment = summary.run.info.get("environment")
+    return environment if isinstance(environment, dict) else {}
 
 
 def _show_time(iso: str) -> str:

@@ -60,7 +60,8 @@ def _judge(peak: Peak, layers: pl.DataFrame) -> str:
     total = sum(quadratic.values())
     if total:
         parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in quadratic.items())
-        return f"{format_share(total, peak.total_bytes)} of it was attention that grows with n²: {parts}"
+        share = format_share(total, peak.total_bytes)
+        return f"{share} of it was attention that grows with n²: {parts}"
     name, size = next(iter(peak.by_category().items()))
     share = format_share(size, peak.total_bytes)
     nothing = "nothing in it grows with n²" if len(layers) else "no attention was found"

@@ -49,7 +49,8 @@ class StoredRun:
                 table = pa.Table.from_batches(list(_batches(stream)), schema=schema)
         except (OSError, pa.ArrowInvalid) as error:
             raise RunFormatError(
-                f"cannot read {file}: {str(error).splitlines()[0]}; the run is damaged, record it again"
+                f"cannot read {file}: {str(error).splitlines()[0]}; the run is damaged, "
+                "record it again"
             ) from None
         return table
 

@@ -1,17 +1,23 @@
 """Write a run directory so that a kill at any instant leaves a readable one."""
 
+import errno
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 
 from attnprof.errors import CaptureError
 from attnprof.store.schema import JOURNAL_FILE, RUN_FILE, SCHEMA_VERSION, TABLES, TABLES_DIR
 from attnprof.vocabulary import Status
+
+_BUFFER_BYTES = 1 << 20
+"""More than the commit of a step holds, so that it reaches the file in one write."""
 
 
 def claim_directory(path: Path) -> None:
@@ -33,8 +39,8 @@ def claim_directory(path: Path) -> None:
         ) from None
     if occupied is not None:
         raise CaptureError(
-            f"cannot record into {path}: it is not empty (it holds {occupied.name!r}) and nothing is "
-            "overwritten; give a new directory or remove this one"
+            f"cannot record into {path}: it is not empty (it holds {occupied.name!r}) and nothing "
+            "is overwritten; give a new directory or remove this one"
         )
     if not os.access(path, os.W_OK | os.X_OK):
         raise CaptureError(f"cannot record into {path}: no permission to write there")
@@ -68,6 +74,8 @@ class RunWriter:
         self._files: dict[str, BinaryIO] = {}
         self._streams: dict[str, pa.RecordBatchStreamWriter] = {}
         self._commits = 0
+        self._is_writing = False
+        self._is_abandoned = False
         try:
             (path / TABLES_DIR).mkdir()
             self._journal = (path / JOURNAL_FILE).open("ab", buffering=0)
@@ -83,10 +91,16 @@ class RunWriter:
 
         Args:
             columns: Per table name, its columns (arrays or sequences of equal length).
+
+        Raises:
+            OSError: The disk is full or gone. Further commits would not be readable.
         """
+        if self._is_abandoned:
+            return
+        self._is_writing = True
         for name, table in columns.items():
             schema = TABLES[name]
-            arrays = [pa.array(table[field.name], type=field.type) for field in schema]
+            arrays = [_to_array(table[field.name], field.type) for field in schema]
             if len(arrays[0]):
                 self._stream(name).write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
         for file in self._files.values():
@@ -94,24 +108,48 @@ class RunWriter:
         good = {name: file.tell() for name, file in self._files.items()}
         self._commits += 1
         line = json.dumps({"commit": self._commits, "bytes": good}, separators=(",", ":"))
-        self._journal.write(line.encode() + b"\n")
+        if self._journal.write(line.encode() + b"\n") <= len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path / JOURNAL_FILE))
+        self._is_writing = False
 
     def close(self, status: Status, **more: Any) -> None:
-        """End the run with its status; further items go into run.json."""
-        for stream in self._streams.values():
-            stream.close()
+        """End the run with its status; further items go into run.json.
+
+        Raises:
+            OSError: The disk is full or gone; the tables are readable all the same.
+        """
+        if self._is_abandoned:
+            return
+        # A stream that a cut-off commit left in mid-batch gets no end mark. Readers need none:
+        # what counts is what the journal vouches for, and that is on disk already.
+        with suppress(OSError):
+            for stream in () if self._is_writing else self._streams.values():
+                stream.close()
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):
+                file.close()
         self._journal.close()
         self._info.update(
             status=status.value, ended=datetime.now(UTC).isoformat(timespec="seconds"), **more
         )
         self._write_info()
 
+    def abandon(self) -> None:
+        """Write nothing any more, not even what is still buffered: for a forked child.
+
+        The child has the same open files as its parent, down to the position in them.
+        """
+        self._is_abandoned = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for file in (*self._files.values(), self._journal):
+            if not file.closed:
+                os.dup2(nowhere, file.fileno())
+        os.close(nowhere)
+
     def _stream(self, name: str) -> pa.RecordBatchStreamWriter:
         stream = self._streams.get(name)
         if stream is None:
-            file = (self.path / TABLES_DIR / f"{name}.arrows").open("wb")
+            file = (self.path / TABLES_DIR / f"{name}.arrows").open("wb", buffering=_BUFFER_BYTES)
             stream = pa.ipc.new_stream(file, TABLES[name])
             self._files[name], self._streams[name] = file, stream
         return stream
@@ -121,3 +159,9 @@ class RunWriter:
         new = self.path / (RUN_FILE + ".new")
         new.write_text(json.dumps(self._info, indent=1) + "\n", encoding="utf-8")
         new.replace(self.path / RUN_FILE)
+
+
+def _to_array(values: Any, kind: pa.DataType) -> pa.Array:
+    if isinstance(values, np.ndarray):
+        values = values.astype(kind.to_pandas_dtype(), copy=False)  # Arrow's checked cast is slow
+    return pa.array(values, type=kind)

@@ -1,0 +1,56 @@
+"""Write a file whole or not at all."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from attnprof.errors import CommandError
+
+
+def replace_file(path: Path, text: str, *, keep_out_of: Path) -> None:
+    """Write ``text`` to ``path``, replacing a file that is there in one move.
+
+    Args:
+        path: A file, new or not; a link is followed. A pipe or a device is written to.
+        text: The content.
+        keep_out_of: A run; its own files are not replaced.
+
+    Raises:
+        CommandError: The path is a directory, one of the run's files, or cannot be written.
+    """
+    target = path.resolve()
+    if target.is_dir():
+        raise CommandError(
+            f"cannot write {path}: it is a directory; give a file, such as {path / 'report.html'}"
+        )
+    if target.exists() and target.is_relative_to(keep_out_of.resolve()) and not _is_page(target):
+        raise CommandError(f"cannot write {path}: it is a part of the run; give another file")
+    try:
+        if target.exists() and not target.is_file():
+            target.write_text(text, encoding="utf-8")
+        else:
+            _replace(target, text)
+    except OSError as error:
+        raise CommandError(
+            f"cannot write {path}: {error.strerror or error}; give a file in a directory that "
+            "exists and that you may write to"
+        ) from None
+
+
+def _is_page(path: Path) -> bool:
+    return path.suffix.lower() in (".html", ".htm")
+
+
+def _replace(target: Path, text: str) -> None:
+    number, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with open(number, "w", encoding="utf-8") as file:
+            file.write(text)
+        mask = os.umask(0)
+        os.umask(mask)
+        # mkstemp's files are private; a report is as readable as what is there, or as any new file.
+        os.chmod(name, target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~mask)
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise

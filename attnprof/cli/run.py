@@ -1,0 +1,194 @@
+"""``attnprof run``: record any script or module, unchanged."""
+
+import os
+import shlex
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from attnprof.cli.console import say, working
+from attnprof.errors import AttnprofError, CommandError
+
+if TYPE_CHECKING:
+    from attnprof.capture.tracer import Tracer
+    from attnprof.cli.program import Program
+
+
+class RunCommand(TyperCommand):
+    """A command whose own options end where the program begins, as python's do."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Hand everything behind ``-m MODULE`` to the program, even ``--out`` and ``--help``.
+
+        Behind a script the parser does so by itself (``allow_interspersed_args``).
+        """
+        result: list[str] = super().parse_args(ctx, _end_options_at_module(args))
+        return result
+
+
+def _end_options_at_module(args: list[str]) -> list[str]:
+    at = 0
+    while at < len(args) and args[at].startswith("-") and args[at] != "--":
+        if args[at].startswith("-m"):
+            end = at + (2 if args[at] == "-m" else 1)
+            return [*args[:end], "--", *args[end:]] if end <= len(args) else args
+        takes_value = args[at] in ("--out", "--samples-per-second")
+        at += 2 if takes_value else 1
+    return args
+
+
+def run(
+    program: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SCRIPT ARGS",
+            help="The script and its arguments; all that follows it is for the script.",
+            show_default=False,
+        ),
+    ] = None,
+    module: Annotated[
+        str | None,
+        typer.Option("-m", metavar="MODULE", help="Run a module, as python -m does."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where to write the run: a new or empty directory. "
+            "Without it: runs/<name>-<date>-<time>.",
+            show_default=False,
+        ),
+    ] = None,
+    samples_per_second: Annotated[
+        float,
+        typer.Option(metavar="X", min=0, help="How often host and GPU totals are read; 0: never."),
+    ] = 10.0,
+) -> int:
+    """Record a Python script, unchanged: attnprof run [--out DIR] train.py --its-own-options.
+
+    The script runs as python would run it and its exit code is passed on. At the end one line on
+    stderr says what the peak was; see the rest with attnprof report.
+
+    torch is imported before the script, so environment variables that torch reads on import must
+    be set outside of it.
+    """
+    from attnprof.cli.program import end_program, find_module, find_script
+
+    arguments = program or []
+    if module is None and not arguments:
+        raise CommandError(
+            "nothing to run; give a script, as in 'attnprof run train.py', or a module with -m"
+        )
+    try:
+        if module is not None:
+            found = find_module(module, arguments)
+        else:
+            found = find_script(arguments[0], arguments[1:])
+    except CommandError:
+        raise
+    except BaseException as error:  # a package above the module failed when it was imported
+        return end_program(error)
+    return _record(found, out, samples_per_second)
+
+
+def _record(program: "Program", out: Path | None, samples_per_second: float) -> int:
+    """Run the program under a trace and return its exit code."""
+    from attnprof.capture.tracer import trace
+    from attnprof.cli.program import end_program, enter_process, run_program
+
+    enter_process(program.arguments, program.search_path)  # the run notes what was run
+    here = os.getcwd()  # the program may go elsewhere; the user stays
+    directory = out if out is not None else make_directory(program.name)
+    tracer: Tracer | None = None
+    code = 0
+    try:
+        with trace(directory, samples_per_second=samples_per_second) as tracer:
+            run_program(program)
+    except BaseException as error:
+        if tracer is None:  # recording could not begin, so the program never ran
+            if out is None:
+                with suppress(OSError):
+                    directory.rmdir()
+            raise
+        code = end_program(error)
+    summarise_run(tracer, here)
+    return code
+
+
+def make_directory(name: str) -> Path:
+    """Make and return a new directory for a run: ``runs/<name>-<date>-<time>``.
+
+    Made at once, so that of several processes started together each has its own.
+
+    Raises:
+        CommandError: It cannot be made here.
+    """
+    stem = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    directory, number = stem, 1
+    while True:
+        try:
+            directory.parent.mkdir(exist_ok=True)
+            directory.mkdir()
+            return directory
+        except FileExistsError:
+            if not directory.parent.is_dir():
+                raise CommandError(
+                    "cannot record into runs/: it is a file; give a directory with --out"
+                ) from None
+            number += 1
+            directory = stem.with_name(f"{stem.name}-{number}")
+        except OSError as error:
+            raise CommandError(
+                f"cannot record into {directory}: {error.strerror}; give a directory with --out"
+            ) from None
+
+
+def summarise_run(tracer: "Tracer", here: str) -> None:
+    """Say on stderr what the peak of a run was, who held it, how it ended and how to see more.
+
+    Never fails: the program has its own exit code, and a run that cannot be summarised is still
+    on disk.
+
+    Args:
+        tracer: The trace, ended.
+        here: The folder in which the user gave the command.
+    """
+    _flush(sys.stdout)
+    path = _show_path(tracer.run.path, here)
+    try:
+        with working("attnprof reads the run …"):
+            run = tracer.run
+            peak, status = run.peak(), run.status
+    except (AttnprofError, ValueError, OSError, MemoryError, KeyboardInterrupt) as error:
+        reason = str(error) or type(error).__name__
+        say(f"the run is in {path}, but was not summarised: {reason}")
+        return
+    say(_describe_peak(peak))
+    say(f"{status}; recorded in {path}; see more with: attnprof report {path}")
+
+
+def _describe_peak(peak: Any) -> str:
+    from attnprof.units import format_bytes
+
+    if not peak.total_bytes:
+        return "no torch operator ran, so there is no peak"
+    where = f"step {peak.step}, {peak.phase}" + (f", {peak.layer}" if peak.layer else "")
+    largest = [f"{name} {format_bytes(size)}" for name, size in peak.by_category().items()]
+    more = f" and {len(largest) - 3} more" if len(largest) > 3 else ""
+    total = format_bytes(peak.total_bytes)
+    return f"peak {total} on {peak.device} ({where}): {', '.join(largest[:3])}{more}"
+
+
+def _show_path(path: Path, here: str) -> str:
+    """Return a path as it can be typed in the folder ``here``."""
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
+def _flush(file: Any) -> None:
+    with suppress(OSError, ValueError, AttributeError):
+        file.flush()  # if it is closed, or its reader is gone, that is the program's affair

@@ -1,0 +1,30 @@
+"""What the categories mean, in a few words each."""
+
+from attnprof.vocabulary import Category
+
+MEANINGS: dict[Category, str] = {
+    Category.PARAMETERS: "the model's weights",
+    Category.BUFFERS: "tensors of the model that are not trained",
+    Category.GRADIENTS: "gradients of parameters",
+    Category.OPTIMIZER_STATE: "what the optimizer keeps per parameter",
+    Category.PREEXISTING: "live before recording began",
+    Category.INPUTS: "batches and other data",
+    Category.ACTIVATIONS: "saved in forward for backward",
+    Category.TEMPORARIES: "freed before backward needs them",
+    Category.ATTENTION_IO: "Q, K, V, output, log-sum-exp: linear in n",
+    Category.KV_CACHE: "keys and values of past tokens",
+    Category.RECURRENT_STATE: "state carried from token to token",
+    Category.ATTENTION_MASK: "masks and biases of the scores' shape",
+    Category.ATTENTION_SCORES: "QKᵀ up to the softmax, and its gradients",
+    Category.SOFTMAX: "softmax results up to PV, and their gradients",
+    Category.WORKSPACE: "taken inside an op and given back",
+    Category.UNATTRIBUTED: "seen and counted, not explained",
+}
+
+
+def explain(category: str) -> str:
+    """Return what a category means, or nothing for a word this version does not know."""
+    try:
+        return MEANINGS[Category(category)]
+    except ValueError:
+        return ""

@@ -1,0 +1,118 @@
+"""The command itself: quick to help, one line per error, quiet when its reader leaves."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cli_calls import ROOT, call, make_environment
+
+from attnprof.cli import main
+
+
+@pytest.mark.parametrize("verb", [[], ["run"], ["report"], ["demo"], ["doctor"]])
+def test_help_loads_nothing_heavy(verb: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys; from attnprof.cli import main; "
+        f"main({[*verb, '--help']}); "
+        "heavy = {'numpy', 'polars', 'pyarrow', 'torch', 'transformers'} & sys.modules.keys(); "
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    begun = time.perf_counter()
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=make_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "Usage: attnprof" in ended.stdout
+    # A fifth of a second on a quiet machine; torch alone takes more than this allows.
+    assert time.perf_counter() - begun < 3
+
+
+def test_no_arguments_show_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert all(verb in out for verb in ("run", "report", "demo", "doctor"))
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("attnprof ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bogus"], "No such command 'bogus'. (see 'attnprof --help')"),
+        (["report"], "Missing argument 'RUN'. (see 'attnprof report --help')"),
+        (["report", "a", "b"], "Got unexpected extra argument"),
+        (["report", "a", "--step", "x"], "Invalid value for '--step'"),
+        (["run"], "nothing to run; give a script, as in 'attnprof run train.py', or a module"),
+        (["run", "--bogus", "s.py"], "No such option: --bogus"),
+        (["run", "--out"], "Option '--out' requires an argument"),
+        (["run", "-m"], "Option '-m' requires an argument"),
+        (["run", "--samples-per-second", "-1", "s.py"], "Invalid value for '--samples-per-second'"),
+        (["demo", "--steps", "0"], "Invalid value for '--steps'"),
+    ],
+)
+def test_unusable_arguments_get_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"attnprof: {message}")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_reader_that_leaves_is_not_an_error(recorded: Path) -> None:
+    command = f"{sys.executable} -m attnprof report run --json | head -c 1"
+    ended = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"],
+        cwd=recorded,
+        env=make_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.stdout == "{"
+    assert ended.stderr == ""
+
+
+def test_output_that_knows_no_unicode_gets_ascii(recorded: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "attnprof", "report", "run"],
+        cwd=recorded,
+        env=make_environment() | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.isascii()
+
+
+def test_doctor_records_something_here(tmp_path: Path) -> None:
+    import json
+
+    ended = call("doctor", "--json", cwd=tmp_path)
+    found = json.loads(ended.out)
+    checks = {check["subject"]: check for check in found["checks"]}
+    assert (ended.code, found["works"]) == (0, True), ended.out
+    assert checks["tracing"]["ok"]
+    assert "2 attention layers found (materialised)" in checks["tracing"]["detail"]
+    assert checks["torch"]["ok"]
+    assert str(tmp_path) in checks["this folder"]["detail"]
+
+
+def test_doctor_asks_for_the_torch_that_the_package_asks_for() -> None:
+    import tomllib
+
+    from attnprof.cli.doctor import OLDEST_TORCH
+
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert "torch>=" + ".".join(map(str, OLDEST_TORCH)) in wanted
