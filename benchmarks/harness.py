@@ -41,6 +41,8 @@ class Timing:
 
     step_seconds: list[float]
     """Median of the steps of each round."""
+    best_seconds: list[float]
+    """Fastest step of each round: what a busy machine disturbs least."""
     mean_seconds: list[float]
     """Mean of the steps of each round: it also has what happens in some steps only."""
     finish_seconds: list[float]
@@ -70,7 +72,7 @@ def time_interleaved(
     Machines drift; variants that take turns drift together, so the ratio within a round is
     steadier than the seconds. Every other round goes backwards, so that none always comes first.
     """
-    timings = {variant.name: Timing([], [], []) for variant in variants}
+    timings = {variant.name: Timing([], [], [], []) for variant in variants}
     for number in range(rounds):
         for variant in variants if number % 2 == 0 else reversed(variants):
             _time_round(step, variant, timings[variant.name])
@@ -93,6 +95,7 @@ def _time_round(step: Callable[[], None], variant: Variant, timing: Timing) -> N
         variant.finish(entered)
     timing.finish_seconds.append(time.perf_counter() - begin)
     timing.step_seconds.append(statistics.median(seconds))
+    timing.best_seconds.append(min(seconds))
     timing.mean_seconds.append(statistics.fmean(seconds))
 
 

@@ -111,15 +111,13 @@ class Flow:
 
     def origin_of_input(self, row: int) -> Origin:
         """Return what the tensor in an input row is made from."""
+        role = self._roles.get(int(self._facts.storage[row]))
+        if role == Role.PARAMETER:  # also one that was filled, loaded or updated in the trace
+            return Origin.PARAMETER
         made = self.origin.get(int(self._facts.producer_row[row]))
         if made is not None:
             return made
-        role = self._roles.get(int(self._facts.storage[row]))
-        if role == Role.PARAMETER:
-            return Origin.PARAMETER
-        if role == Role.BUFFER:
-            return Origin.CONSTANT
-        return Origin.ACTIVATION
+        return Origin.CONSTANT if role == Role.BUFFER else Origin.ACTIVATION
 
     def origin_of_row(self, row: int) -> Origin:
         """Return what the tensor in any operand row is made from."""
@@ -140,8 +138,8 @@ class Flow:
         writer = int(facts.producer_row[row])
         bits = self.bits.get(writer)
         read = int(facts.signature[row])
-        if bits is None:
-            is_parameter = self._roles.get(int(facts.storage[row])) == Role.PARAMETER
+        is_parameter = self._roles.get(int(facts.storage[row])) == Role.PARAMETER
+        if bits is None or is_parameter:
             return axes.of_source(facts.signatures[read], is_parameter=is_parameter)
         written = int(facts.signature[writer])
         if written == read:
@@ -176,8 +174,8 @@ class Flow:
         origin = max(origins, default=Origin.CONSTANT)
         if kind == _CONVOLUTION and Origin.PARAMETER in origins:
             origin = Origin.ACTIVATION
-        if not origins and facts.scope[op] < 0:  # made outside of any module: a batch, not a table
-            for row in out:
+        if not origins and facts.scope[op] < 0 and not any(self._has_role(row) for row in out):
+            for row in out:  # made outside of any module, for none: a batch, not a table
                 self.origin[row] = Origin.ACTIVATION
                 self.bits[row] = axes.of_source(facts.signature_of(row), is_parameter=False)
             return
@@ -215,6 +213,9 @@ class Flow:
         for number in found - {chosen}:
             self._parent[number] = chosen
             self._aside.add(number)
+
+    def _has_role(self, row: int) -> bool:
+        return int(self._facts.storage[row]) in self._roles
 
     def _bits_of_output(self, row: int, kind: int, rows: range, bits: list[Bits]) -> Bits:
         facts = self._facts

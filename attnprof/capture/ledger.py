@@ -9,6 +9,7 @@ Known limitations:
 
 import weakref
 from collections.abc import Callable, Iterator
+from itertools import count
 from time import perf_counter_ns
 from typing import Any
 
@@ -41,7 +42,7 @@ class Ledger:
         self.live: dict[int, StorageRef] = {}
         """StorageImpl address -> reference; an entry leaves before its address can be reused."""
         self._recorder = recorder
-        self._count = 0
+        self._numbers = count()
         self._events = recorder.storage_events
         self._ops = recorder.ops
         self._on_death = self._forget
@@ -58,11 +59,12 @@ class Ledger:
         """
         storage = tensor.untyped_storage()
         ref = StorageRef(storage, self._on_death)
-        ref.storage = number = self._count
-        self._count += 1
+        ref.storage = number = next(self._numbers)
         ref.address = address = storage_address(tensor)
         ref.size_bytes = size = storage.nbytes()
-        self.live[address] = ref
+        entered = self.live.setdefault(address, ref)
+        if entered is not ref:
+            return entered.storage  # another thread met it at the same time
         device = storage.device
         device_number, has_address = self._devices.get(device) or self._meet(device)
         self._events.append(
@@ -96,7 +98,7 @@ class Ledger:
                 return ref.storage
             key = (tensor.shape, tensor.stride(), tensor.dtype)
             return self.add(tensor, self._recorder.find_signature(key), born=False)
-        except (RuntimeError, NotImplementedError):  # no storage of its own
+        except (RuntimeError, NotImplementedError, TypeError):  # as in `OpMode`
             return -1
 
     def check_size(self, storage: Any) -> None:
@@ -142,7 +144,9 @@ def plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     flatten = getattr(type(tensor), "__tensor_flatten__", None)
     if flatten is not None and not isinstance(tensor, FakeTensor):
         for name in tensor.__tensor_flatten__()[0]:  # type: ignore[attr-defined]  # looked up above
-            yield from plain_tensors(getattr(tensor, name))
+            inner = getattr(tensor, name)
+            if isinstance(inner, torch.Tensor):  # a DTensor names its mesh of devices too
+                yield from plain_tensors(inner)
     elif tensor.layout is torch.sparse_coo:
         yield from (tensor._indices(), tensor._values())
     elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):

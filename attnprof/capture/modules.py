@@ -1,10 +1,12 @@
 """Which module is running: global forward hooks, and the names of modules, parameters, buffers."""
 
+import threading
 import time
 import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any, cast
 
 import torch
@@ -31,6 +33,8 @@ class ModuleNames:
         self._numbers: dict[int, int] = {}
         self._guards: dict[int, weakref.ref[nn.Module]] = {}
         self._count = 0
+        self._lock = threading.RLock()
+        """Several threads may run the same model, and meet it at the same time."""
         self._families: dict[int, list[tuple[weakref.ref[nn.Module], int, str]]] = {}
         """Root number -> every module below it, its number, and the prefix of its tensors' names.
         Weak: a model that the program drops must be freed when it would have been."""
@@ -44,6 +48,10 @@ class ModuleNames:
 
     def enter_root(self, root: nn.Module) -> int:
         """Enter ``root`` and all its descendants by their paths from it."""
+        with self._lock:
+            return self._enter_root(root)
+
+    def _enter_root(self, root: nn.Module) -> int:
         root_number = self._enter(root)
         family = []
         for path, module in root.named_modules():
@@ -64,20 +72,26 @@ class ModuleNames:
         Cheap when nothing changed, so it can run at every outermost forward: parameters are
         given new storages by ``.to()``, sharding, quantisation and the like.
         """
+        with self._lock:
+            self._identify(root_number)
+
+    def _identify(self, root_number: int) -> None:
         for guard, number, prefix in self._families[root_number]:
             module = guard()
             if module is None:
                 continue
-            for name, parameter in module._parameters.items():
+            for name, parameter in list(module._parameters.items()):
                 if parameter is not None:
                     self._identify_parameter(parameter, prefix + name, number)
-            for name, buffer in module._buffers.items():
+            for name, buffer in list(module._buffers.items()):
                 if buffer is not None:
                     self.write_identity(buffer, Role.BUFFER, prefix + name, number)
 
     def _identify_parameter(self, parameter: nn.Parameter, name: str, number: int) -> None:
         storage = self.write_identity(parameter, Role.PARAMETER, name, number)
-        if storage >= 0 and parameter.grad is not None:
+        # A functional call puts tensors that are not leaves in a parameter's place; asking them
+        # for a gradient warns.
+        if storage >= 0 and parameter.is_leaf and parameter.grad is not None:
             self.write_identity(parameter.grad, Role.GRADIENT, name, number, owner=storage)
 
     def write_identity(
@@ -120,7 +134,7 @@ class ModuleWatch:
         self._modes = modes
         self._names = names
         self._recorder = recorder
-        self._count = 0
+        self._scopes = count()
 
     def before(self, module: nn.Module, args: Any) -> None:
         """Open a scope; the global forward pre-hook."""
@@ -139,8 +153,7 @@ class ModuleWatch:
         if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
             flags |= COMPILED
         recorder = self._recorder
-        scope = self._count
-        self._count += 1
+        scope = next(self._scopes)
         mode.open_scopes.append(
             (
                 module,

@@ -214,7 +214,8 @@ class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotat
                         fact += (self._ledger.add(value, signature, born=born), signature)
                     else:
                         fact += (ref.storage, signature)
-                except (RuntimeError, NotImplementedError):
+                except (RuntimeError, NotImplementedError, TypeError):
+                    # No storage of its own, or a symbolic shape: then it has no memory at all.
                     if value.layout is not torch.strided or value.is_nested:
                         self._describe(tuple(plain_tensors(value)), fact, born)
             elif kind is list or kind is tuple:

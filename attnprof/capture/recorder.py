@@ -105,8 +105,11 @@ class Recorder:
         number = self._devices.get(device)
         if number is None:
             with self._lock:
-                number = self._devices.setdefault(device, len(self._devices))
-                self._new_devices.append(str(device))
+                number = self._devices.get(device)  # another thread may have been here meanwhile
+                if number is None:
+                    number = len(self._devices)
+                    self._new_devices.append(str(device))
+                    self._devices[device] = number
         return number
 
     def mark(self, kind: int) -> None:

@@ -15,6 +15,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from torch._compile import _disable_dynamo
 
 from attnprof.capture.cuda import AllocatorHistory
 from attnprof.capture.devices import describe_environment, describe_writer, sampling
@@ -99,6 +100,7 @@ class Tracer:
             self._recorder.commit()
         return Run.load(self._directory, keep_alive=self)
 
+    @_disable_dynamo
     def step(self) -> None:
         """Mark the end of a step. Loops whose steps attnprof finds itself need no mark.
 
@@ -110,11 +112,10 @@ class Tracer:
         self._recorder.mark(STEP)
         self._recorder.commit()
 
+    @_disable_dynamo
     def __enter__(self) -> Self:
         """Begin tracing."""
         global _active
-        if torch.compiler.is_compiling():
-            raise CaptureError("attnprof.trace() cannot begin inside a compiled function")
         with _active_lock:
             if _active is not None:
                 raise CaptureError(
@@ -160,6 +161,7 @@ class Tracer:
         enter(watch_backward(modes, recorder))
         enter(modes.covering())
 
+    @_disable_dynamo
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -241,7 +243,7 @@ def tag(tensor: torch.Tensor, category: str | Category, *, layer: str = "") -> t
     """Say what a tensor's memory is for, where data flow cannot know it; return the tensor.
 
     Does nothing when no trace is running, so it can stay in the code of an engine that owns its
-    memory.
+    memory. Does nothing in compiled code either.
 
     Args:
         tensor: The tensor whose whole storage is meant.
@@ -260,6 +262,8 @@ def tag(tensor: torch.Tensor, category: str | Category, *, layer: str = "") -> t
         ) from None
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"attnprof.tag() takes a tensor, got {type(tensor).__name__}")
+    if torch.compiler.is_compiling():
+        return tensor
     tracer = _active
     if tracer is not None and tracer._recorder is not None and tracer._ledger is not None:
         op = tracer._recorder.count_ops()

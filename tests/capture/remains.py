@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import torch
+import torch._dynamo  # now: it brings warning filters along
 from torch.nn.modules import module as module_hooks
 from torch.optim import optimizer as optimizer_hooks
 from torch.overrides import _get_current_function_mode_stack

@@ -1,4 +1,4 @@
-"""However a traced program ends, its run is closed with the right status, and the end is its own."""
+"""However a traced program ends, its run is closed with the right status; the end is its own."""
 
 import errno
 import os
@@ -286,7 +286,9 @@ def test_ending_by_sigkill_keeps_finished_steps(tmp_path: Path) -> None:
         process.communicate(timeout=60)
     run = attnprof.load(tmp_path / "run")
     assert run.status is Status.INTERRUPTED
-    assert len(run.steps) == 4
+    first, *others = run.steps["ops"].to_list()[:4]
+    assert len(set(others)) == 1  # whole steps, all alike after the first, which makes gradients
+    assert first > 0
     assert run.peak().total_bytes == sum(run.peak().by_category().values()) > 0
 
 
@@ -334,13 +336,17 @@ def test_interrupt_within_a_commit_loses_that_commit_only(
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), attnprof.trace(tmp_path) as tracer:
-        torch.ones(3).exp()
-        tracer.step()
-        with monkeypatch.context() as patch:
-            patch.setattr(RunWriter, "commit", interrupt)
-            torch.ones(5).exp()
+    def program() -> None:
+        with attnprof.trace(tmp_path) as tracer:
+            torch.ones(3).exp()
             tracer.step()
+            with monkeypatch.context() as patch:
+                patch.setattr(RunWriter, "commit", interrupt)
+                torch.ones(5).exp()
+                tracer.step()
+
+    with pytest.raises(KeyboardInterrupt):
+        program()
     run = attnprof.load(tmp_path)
     assert run.status is Status.INTERRUPTED
     assert run.allocations["size_bytes"].to_list() == [3 * 4, 3 * 4]
@@ -350,20 +356,24 @@ def test_interrupt_within_a_commit_loses_that_commit_only(
 def test_full_disk_stops_the_recording_and_not_the_program(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = list_remains()
-    done = 0
-    with pytest.warns(RuntimeWarning, match="stopped recording") as warned:
-        try:
-            with attnprof.trace(tmp_path, samples_per_second=0) as tracer:
-                torch.ones(3).exp()
+    done = []
+
+    def program() -> None:
+        with attnprof.trace(tmp_path, samples_per_second=0) as tracer:
+            torch.ones(3).exp()
+            tracer.step()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, limits[1]))
+            for number in range(200):
+                torch.ones(5).exp()
                 tracer.step()
-                resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, limits[1]))
-                for _ in range(200):
-                    torch.ones(5).exp()
-                    tracer.step()
-                    done += 1
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert done == 200
+                done.append(number)
+
+    try:
+        with pytest.warns(RuntimeWarning, match="stopped recording") as warned:
+            program()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(done) == 200
     assert len(warned) == 1
     run = attnprof.load(tmp_path)
     assert run.status is Status.COMPLETED

@@ -1,4 +1,4 @@
-"""Call the command line as a user does, in a process of its own or, where that is the same, here."""
+"""Call the command line as a user does, in a process of its own."""
 
 import os
 import subprocess
