@@ -139,7 +139,10 @@ def _name_kind(call: list[AttentionCall], speaker: AttentionCall) -> AttentionKi
     if AttentionKind.LINEAR in kinds and not any(pair.has_normaliser for pair in call):
         return AttentionKind.LINEAR  # scores inside a chunk serve the state
     sizes = {pair.q_len * pair.k_len for pair in call if pair.has_normaliser}
-    if len(sizes) > 1 and kinds <= {AttentionKind.LOW_RANK, AttentionKind.BANDED}:
+    if len(sizes) > 1 and AttentionKind.LOW_RANK in kinds <= {
+        AttentionKind.LOW_RANK,
+        AttentionKind.BANDED,
+    }:
         return AttentionKind.LOW_RANK  # landmarks: every factor is narrower than (Tq, Tk)
     return speaker.kind
 

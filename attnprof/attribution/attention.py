@@ -45,6 +45,8 @@ class AttentionCall:
     """Operand rows of Q, K, V and the output."""
     key_rows: list[int] = field(default_factory=list)
     """Of `io_rows`, the operands that may hold K or V."""
+    pattern: Pattern | None = None
+    """What the first product makes; None for single ops."""
     is_recompute: bool = False
     has_normaliser: bool = False
     has_dropout: bool = False
@@ -61,7 +63,10 @@ class AttentionCall:
 
 def find_calls(facts: Facts, flow: Flow) -> list[AttentionCall]:
     """Return all attention calls of a run, in program order."""
-    calls = [_read_pair(facts, flow, pair) for pair in flow.pairs()]
+    read = (_read_pair(facts, flow, pair) for pair in flow.pairs())
+    # Mixing with a fixed set of slots (experts, streams) looks like low-rank attention but for
+    # the softmax between the products.
+    calls = [c for c in read if c.has_normaliser or c.pattern is not Pattern.LOW_RANK]
     calls += _find_single_ops(facts, flow)
     return sorted(calls, key=lambda call: call.ops[0])
 
@@ -73,6 +78,7 @@ def _read_pair(facts: Facts, flow: Flow, pair: Pair) -> AttentionCall:
     named = [op for op in ops if op not in pair.beside]
     layer = common_path([facts.module_paths[facts.op_module[op]] for op in named])
     call = AttentionCall(AttentionKind.LINEAR, layer, ops)
+    call.pattern = pair.pattern
     call.seconds = {op for op, _ in pair.seconds}
     call.is_recompute = bool(facts.is_recompute[ops[0]])
     for op in sorted(set(pair.firsts) - call.seconds):

@@ -10,6 +10,7 @@ from attnprof.attribution.facts import Facts
 from attnprof.attribution.flow import Flow, Origin
 from attnprof.attribution.phases import Timeline
 from attnprof.attribution.products import is_product
+from attnprof.vocabulary import Role
 
 _APPENDING = re.compile(r"^(cat|index_copy|index_put|copy|slice_scatter|scatter|index_add|stack)")
 """Ops that put new tokens beside old ones; a cache behind a projection is made by one."""
@@ -31,7 +32,9 @@ def find_kept(facts: Facts, flow: Flow, timeline: Timeline, calls: list[Attentio
         leave = forwards.end_of(call.ops[0])
         if leave >= 0:
             for storage in _walk_keys(facts, flow, call):
-                if forwards.outlives(storage, leave):
+                if forwards.outlives(storage, leave) or forwards.is_from_before(
+                    storage, call.ops[0]
+                ):
                     cache.setdefault(storage, call.layer)
     state = _find_states(facts, flow, forwards, cache)
     for kept in (cache, state):
@@ -67,6 +70,7 @@ class _Forwards:
         off = ~timeline.forward_has_grad
         self.enter = timeline.forward_begin[off]
         self.leave = timeline.forward_exit[off]
+        self._born_by = facts.born_by
         self._freed_at = np.append(facts.events["op"], np.iinfo(np.int64).max)[facts.freed_event]
 
     def number_of(self, op: int) -> int:
@@ -78,6 +82,11 @@ class _Forwards:
         """Return where the forward ended that an op ran in, or -1."""
         number = self.number_of(op)
         return int(self.leave[number]) if number >= 0 else -1
+
+    def is_from_before(self, storage: int, op: int) -> bool:
+        """Return whether a storage was made in an earlier forward than the one of ``op``."""
+        made = self.number_of(int(self._born_by[storage]))
+        return 0 <= made < self.number_of(op)
 
     def outlives(self, storage: int, leave: int) -> bool:
         """Return whether a storage was live when a forward had ended."""
@@ -96,9 +105,9 @@ def _walk_keys(facts: Facts, flow: Flow, call: AttentionCall) -> set[int]:
             continue
         seen.add(row)
         storage = int(facts.storage[row])
-        if facts.is_owned[storage] or flow.origin_of_row(row) is not Origin.ACTIVATION:
-            continue
         made = int(facts.producer_row[row]) if facts.is_input[row] else row
+        if not _may_be_kept(facts, flow, row, made):
+            continue
         if made < 0:
             if flow.is_grown(row):
                 found.add(storage)
@@ -118,6 +127,16 @@ def _walk_keys(facts: Facts, flow: Flow, call: AttentionCall) -> set[int]:
             continue
         todo.extend((r, projected) for r in facts.rows_in(op) if is_inside or not projected)
     return found
+
+
+def _may_be_kept(facts: Facts, flow: Flow, row: int, made: int) -> bool:
+    """Return whether an operand on the way to K or V may hold tokens."""
+    if facts.signature_of(row).dtype == "int64":  # positions; no quantised cache is that wide
+        return False
+    role = flow.role_of(int(facts.storage[row]))
+    if role == Role.BUFFER:  # a cache that a module registered, if the model writes into it
+        return made >= 0 and bool(facts.mutates[facts.code[facts.row_op[made]]])
+    return role is None and flow.origin_of_row(row) is Origin.ACTIVATION
 
 
 def _find_states(

@@ -231,6 +231,11 @@ class Facts:
         """Return the output rows of an op."""
         return range(int(self.first_row[op]) + int(self.n_in[op]), int(self.first_row[op + 1]))
 
+    def numel_of_rows(self, rows: Ints) -> Ints:
+        """Return the number of elements of the tensors in operand rows."""
+        result: Ints = self.signature_numel[self.signature[rows]]
+        return result
+
     def signature_of(self, row: int) -> Signature:
         """Return shape, stride and dtype of the tensor in an operand row."""
         return self.signatures[int(self.signature[row])]

@@ -10,6 +10,7 @@ logits) is not attention.
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +83,7 @@ class Flow:
         self._aside: set[int] = set()
         self._pairs: list[Pair] = []
         self._view_memo: dict[tuple[int, Bits, int], Bits] = {}
-        self._op_memo: dict[tuple[object, ...], Bits] = {}
+        self._op_memo: dict[tuple[Any, ...], Bits] = {}
         self._kind = [_classify(name) for name in facts.short_names]
         for op in self._writing_ops(is_forward):
             self._visit(op)
@@ -118,6 +119,10 @@ class Flow:
         if made is not None:
             return made
         return Origin.CONSTANT if role == Role.BUFFER else Origin.ACTIVATION
+
+    def role_of(self, storage: int) -> str | None:
+        """Return the `Role` of a storage, if it has one."""
+        return self._roles.get(storage)
 
     def origin_of_row(self, row: int) -> Origin:
         """Return what the tensor in any operand row is made from."""
@@ -183,7 +188,7 @@ class Flow:
             self._take_sides_of_one(rows, out, bits)
         for row in out:
             self.origin[row] = origin
-            self.bits[row] = self._bits_of_output(row, kind, rows, bits)
+            self.bits[row] = self._bits_of_output(row, kind, rows, origins, bits)
         self._carry_pair(op, rows)
 
     def _take_sides_of_one(self, rows: range, out: range, bits: list[Bits]) -> None:
@@ -217,7 +222,9 @@ class Flow:
     def _has_role(self, row: int) -> bool:
         return int(self._facts.storage[row]) in self._roles
 
-    def _bits_of_output(self, row: int, kind: int, rows: range, bits: list[Bits]) -> Bits:
+    def _bits_of_output(
+        self, row: int, kind: int, rows: range, origins: list[Origin], bits: list[Bits]
+    ) -> Bits:
         facts = self._facts
         out = int(facts.signature[row])
         signature = facts.signatures[out]
@@ -225,12 +232,17 @@ class Flow:
             return axes.of_embedding(signature, bits[1])
         if kind == _CONVOLUTION and bits:
             return axes.of_convolution(signature, bits[0])
-        key = (out, *[(int(facts.signature[r]), b) for r, b in zip(rows, bits, strict=True)])
+        # A position embedding is a parameter, but adding it makes no features of tokens.
+        top = max(origins, default=Origin.CONSTANT)
+        inputs = tuple(
+            (int(facts.signature[r]), b)
+            for r, o, b in zip(rows, origins, bits, strict=True)
+            if o == top
+        )
+        key = (out, inputs)
         found = self._op_memo.get(key)
         if found is None:
-            found = axes.through_op(
-                signature, [(facts.signature_of(r), b) for r, b in zip(rows, bits, strict=True)]
-            )
+            found = axes.through_op(signature, [(facts.signatures[s], b) for s, b in inputs])
             self._op_memo[key] = found
         return found
 
@@ -245,7 +257,9 @@ class Flow:
         pair = self._pairs[number]
         kept = False
         for row in self._facts.rows_out(op):
-            if self._has_both_sides(self.bits[row], self._pairs[number]):
+            # Indices found among scores (a top-k, a sort) are not scores, nor what they gather.
+            is_index = self._facts.signature_of(row).dtype in ("int64", "int32")
+            if not is_index and self._has_both_sides(self.bits[row], self._pairs[number]):
                 self.pair_of[row] = number
                 kept = True
             else:

@@ -10,6 +10,7 @@ from attnprof.attribution.facts import Facts, Ints
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.gradients import find_gradient_storages
 from attnprof.attribution.operands import find_io_storages, find_mask_storages
+from attnprof.attribution.products import is_product
 from attnprof.vocabulary import Category, Role
 
 CATEGORIES = list(Category)
@@ -60,14 +61,15 @@ def label_storages(
 ) -> Labels:
     """Label storages: what the user said, then identity, then what data flow shows."""
     labels = Labels(facts.storage_count)
-    _label_identities(facts, identities, labels)
-    for storage, layer in kept.cache.items():
+    for storage, layer in kept.cache.items():  # also where a module registered it as a buffer
         labels.put(storage, Category.KV_CACHE, layer)
+    _label_identities(facts, identities, labels)
     for storage, layer in kept.state.items():
         labels.put(storage, Category.RECURRENT_STATE, layer)
     for call in calls:
         _label_call(facts, flow, call, labels)
     _label_backward(facts, calls, labels)
+    _label_sums(facts, calls, labels)
     return labels
 
 
@@ -142,3 +144,25 @@ def _label_backward(facts: Facts, calls: list[AttentionCall], labels: Labels) ->
             if is_first or not is_score:
                 category = Category.ATTENTION_IO
             labels.put(storage, category, call.layer)
+
+
+def _label_sums(facts: Facts, calls: list[AttentionCall], labels: Labels) -> None:
+    """Label what backward makes of gradients of scores outside of any node: sums, and copies."""
+    sizes = [c.batch * c.heads * c.q_len * c.k_len for c in calls if c.score_ops]
+    if not sizes:
+        return
+    numel = np.where(facts.birth_row >= 0, facts.numel_of_rows(facts.birth_row), 0)
+    large = np.flatnonzero((labels.category < 0) & (numel >= min(sizes)))
+    large = large[facts.is_backward[facts.born_by[large]]]
+    scores = {CODE[Category.SOFTMAX], CODE[Category.ATTENTION_SCORES]}
+    for storage in large[np.argsort(facts.born_by[large], kind="stable")].tolist():
+        op = int(facts.born_by[storage])
+        if is_product(facts, op):
+            continue
+        for row in facts.rows_in(op):
+            source = int(facts.storage[row])
+            is_score = int(labels.category[source]) in scores
+            if is_score and facts.signature_of(row).numel == int(numel[storage]):
+                labels.category[storage] = labels.category[source]
+                labels.layer[storage] = labels.layer[source]
+                break

@@ -81,11 +81,15 @@ class Ledger:
         )
         return number
 
-    def find(self, tensor: torch.Tensor) -> int:
+    def find(self, tensor: torch.Tensor, *, only_live: bool = False) -> int:
         """Return the number of the tensor's storage, or -1 if it has none.
 
         A storage not met before is entered as found. A tensor made of others (a wrapper subclass,
         a sparse one) stands for the first of them.
+
+        Args:
+            tensor: Any tensor.
+            only_live: Return -1 for a storage not met before.
         """
         if tensor.__class__ not in PLAIN_CLASSES:
             first = next(plain_tensors(tensor), None)
@@ -96,6 +100,8 @@ class Ledger:
             ref = self.live.get(storage_address(tensor))
             if ref is not None:
                 return ref.storage
+            if only_live:
+                return -1
             key = (tensor.shape, tensor.stride(), tensor.dtype)
             return self.add(tensor, self._recorder.find_signature(key), born=False)
         except (RuntimeError, NotImplementedError, TypeError):  # as in `OpMode`

@@ -33,6 +33,7 @@ class ModuleNames:
         self._numbers: dict[int, int] = {}
         self._guards: dict[int, weakref.ref[nn.Module]] = {}
         self._count = 0
+        self._only_live = False
         self._lock = threading.RLock()
         """Several threads may run the same model, and meet it at the same time."""
         self._families: dict[int, list[tuple[weakref.ref[nn.Module], int, str]]] = {}
@@ -75,6 +76,18 @@ class ModuleNames:
         with self._lock:
             self._identify(root_number)
 
+    def identify_late(self) -> None:
+        """Identify what has become of the models, once more at the end.
+
+        A parameter that its first forward makes, or that is given another storage after the last,
+        has not been met by then. Storages that no op ever saw stay out: nobody knows since when
+        they were there.
+        """
+        with self._lock:
+            self._only_live = True
+            for root_number in list(self._families):
+                self._identify(root_number)
+
     def _identify(self, root_number: int) -> None:
         for guard, number, prefix in self._families[root_number]:
             module = guard()
@@ -101,7 +114,7 @@ class ModuleNames:
         news = -1
         is_plain = tensor.__class__ in PLAIN_CLASSES
         for plain in (tensor,) if is_plain else plain_tensors(tensor):
-            storage = self._ledger.find(plain)
+            storage = self._ledger.find(plain, only_live=self._only_live)
             if storage >= 0 and self._roles.get(storage) is not role:
                 self._roles[storage] = role
                 op = self._recorder.count_ops()

@@ -180,6 +180,9 @@ class Tracer:
         if self._process != os.getpid():
             return  # a child forked inside the 'with' block leaves it; the run is its parent's
         try:
+            with suppress(Exception):  # of a model half-way through something
+                assert self._names is not None
+                self._names.identify_late()
             self._recorder.commit()
         finally:
             try:

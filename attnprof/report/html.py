@@ -48,7 +48,7 @@ def render_html(summary: Summary) -> str:
         _section_steps(summary),
         _section_notes(summary),
     ]
-    name = summary.run.path.name or str(summary.run.path)
+    name = summary.run.path.resolve().name or str(summary.run.path)
     version = find_environment(summary).get("attnprof") or ""
     return Template(_read("page.html")).substitute(
         title=escape(f"{name} · attnprof"),
