@@ -7,6 +7,7 @@ running, which `capture.ops` sets as the allocator's user metadata in the thread
 Known limitations:
     The native allocator only; with ``cudaMallocAsync`` or a pluggable allocator there is no
     history, and the ledger's view of storages is all there is.
+    Allocations of a program that first uses CUDA inside the trace carry no op numbers.
     The history is a ring. What fell out of it between two commits is counted in `lost_events`.
     ``docs/gpu.md`` says which parts have run on a GPU.
 """
@@ -57,7 +58,9 @@ class AllocatorHistory:
     @property
     def tag(self) -> Callable[[str], None] | None:
         """The function that tags this thread's allocations, where the allocator has one."""
-        return _find_tagger() if torch.cuda.is_available() else None
+        if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # not annotated
+            return None
+        return _find_tagger()
 
     @contextmanager
     def recording(self) -> Iterator[None]:

@@ -28,10 +28,19 @@ def describe_environment() -> dict[str, Any]:
         "cpu_threads": torch.get_num_threads(),
         "host_bytes": psutil.virtual_memory().total,
     }
-    if torch.cuda.is_available():
+    if torch.version.cuda is not None:
         found["cuda"] = torch.version.cuda
-        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return found
+
+
+def describe_gpus() -> list[str]:
+    """Return the names of the GPUs, if the program has used CUDA.
+
+    Asking earlier would initialise CUDA before the program chose its devices, or forked.
+    """
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # not annotated
+        return []
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
 def describe_writer() -> dict[str, Any]:

@@ -41,6 +41,7 @@ class ModuleNames:
         Weak: a model that the program drops must be freed when it would have been."""
         self._roles: dict[int, Role] = {}
         """Storage number -> the identity already written for it."""
+        self._roles_limit = 1000
 
     def number(self, module: nn.Module) -> int:
         """Return the module's number, entering it as a root of its own if it is new."""
@@ -116,13 +117,20 @@ class ModuleNames:
         for plain in (tensor,) if is_plain else plain_tensors(tensor):
             storage = self._ledger.find(plain, only_live=self._only_live)
             if storage >= 0 and self._roles.get(storage) is not role:
-                self._roles[storage] = role
+                self._remember(storage, role)
                 op = self._recorder.count_ops()
                 self._recorder.identities.append(
                     (storage, role.value, name, module, owner, op, "", "")
                 )
                 news = storage
         return news
+
+    def _remember(self, storage: int, role: Role) -> None:
+        self._roles[storage] = role
+        if len(self._roles) > self._roles_limit:  # batches come and go, one or more every step
+            live = {ref.storage for ref in list(self._ledger.live.values())}
+            self._roles = {number: role for number, role in self._roles.items() if number in live}
+            self._roles_limit = 2 * len(self._roles) + 1000
 
     def _enter(self, module: nn.Module) -> int:
         key = id(module)

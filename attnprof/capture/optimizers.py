@@ -1,5 +1,6 @@
 """Optimizer steps: their span, and which storages are their state."""
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,18 @@ from attnprof.store.schema import OPTIMIZER_BEGIN, OPTIMIZER_END
 from attnprof.vocabulary import Role
 
 
+def _walk(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors in a state, which may be a tensor, or hold some at any depth, by name."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _walk(str(key), inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _walk(name, inner)
+
+
 class OptimizerWatch:
     """Marks where every optimizer's step begins and ends."""
 
@@ -26,8 +39,11 @@ class OptimizerWatch:
         self._names = names
         self._ledger = ledger
         self._recorder = recorder
-        self._settled: dict[int, int] = {}
-        """id of an optimizer -> number of states when a walk last found nothing new."""
+        self._settled: weakref.WeakKeyDictionary[Optimizer, tuple[int, int]] = (
+            weakref.WeakKeyDictionary()
+        )
+        """Optimizer -> its state's id and length when a walk last found nothing new. Loading a
+        checkpoint gives it another state."""
 
     def before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Mark the beginning; the global step pre-hook."""
@@ -43,19 +59,20 @@ class OptimizerWatch:
     def _identify(self, optimizer: Optimizer) -> None:
         # State is made in the first step and then updated in place; walking it again at every
         # step would cost more than the step of a small model.
-        if self._settled.get(id(optimizer)) == len(optimizer.state):
+        states: dict[Any, Any] = optimizer.state  # by parameter; some keep more than that in it
+        now = (id(states), len(states))
+        if self._settled.get(optimizer) == now:
             return
         news = False
-        for parameter, state in optimizer.state.items():
-            owner = self._ledger.find(parameter)
-            for name, value in state.items():
-                if isinstance(value, torch.Tensor):
-                    written = self._names.write_identity(
-                        value, Role.OPTIMIZER_STATE, name, -1, owner=owner
-                    )
-                    news = news or written >= 0
+        for parameter, state in states.items():
+            owner = self._ledger.find(parameter) if isinstance(parameter, torch.Tensor) else -1
+            for name, value in _walk("", state):
+                written = self._names.write_identity(
+                    value, Role.OPTIMIZER_STATE, name, -1, owner=owner
+                )
+                news = news or written >= 0
         if not news:
-            self._settled[id(optimizer)] = len(optimizer.state)
+            self._settled[optimizer] = now
 
     @contextmanager
     def watching(self) -> Iterator[None]:

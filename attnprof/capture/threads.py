@@ -50,12 +50,16 @@ class ThreadModes:
 
     def enter(self) -> OpMode:
         """Enter a mode in this thread, which must have none."""
-        with self._lock:
-            number = self._count
-            self._count += 1
-        mode = OpMode(
-            self._recorder, self._ledger, number, self._in_place_forms, self._tag_allocations
-        )
+        # The same for all the life of a thread: autograd numbers nodes per thread, and a thread
+        # that serves requests enters one for each.
+        mode: OpMode | None = getattr(self._local, "own", None)
+        if mode is None:
+            with self._lock:
+                number = self._count
+                self._count += 1
+            mode = self._local.own = OpMode(
+                self._recorder, self._ledger, number, self._in_place_forms, self._tag_allocations
+            )
         mode.__enter__()  # type: ignore[no-untyped-call]  # not annotated
         self._local.mode = mode
         return mode

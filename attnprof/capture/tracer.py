@@ -18,7 +18,12 @@ import torch
 from torch._compile import _disable_dynamo
 
 from attnprof.capture.cuda import AllocatorHistory
-from attnprof.capture.devices import describe_environment, describe_writer, sampling
+from attnprof.capture.devices import (
+    describe_environment,
+    describe_gpus,
+    describe_writer,
+    sampling,
+)
 from attnprof.capture.ledger import Ledger, plain_tensors
 from attnprof.capture.modules import ModuleNames, ModuleWatch
 from attnprof.capture.optimizers import OptimizerWatch
@@ -189,7 +194,9 @@ class Tracer:
                 self._stack.close()
             finally:
                 _active = None
-                more: dict[str, Any] = {}
+                # Only now: what GPUs there are may not be asked before the program uses them.
+                environment = {**describe_environment(), "gpus": describe_gpus()}
+                more: dict[str, Any] = {"environment": environment}
                 if error is not None:
                     more["error"] = {"type": type(error).__qualname__, "message": _text_of(error)}
                 if self._recorder.stopped_by is not None:

@@ -47,10 +47,11 @@ class StoredRun:
             with pa.memory_map(str(file)) as source:
                 stream = pa.ipc.open_stream(pa.BufferReader(source.read_buffer(size)))
                 table = pa.Table.from_batches(list(_batches(stream)), schema=schema)
-        except (OSError, pa.ArrowInvalid) as error:
+            table.validate()
+        except (OSError, pa.ArrowException) as error:
+            what = (str(error).splitlines() or [type(error).__name__])[0]
             raise RunFormatError(
-                f"cannot read {file}: {str(error).splitlines()[0]}; the run is damaged, "
-                "record it again"
+                f"cannot read {file}: {what}; the run is damaged, record it again"
             ) from None
         return table
 
@@ -58,7 +59,7 @@ class StoredRun:
         """Return the numeric columns of a table as arrays (no copy where there is one batch)."""
         table = self.table(name)
         return {
-            column: table[column].combine_chunks().to_numpy(zero_copy_only=False)
+            column: _join(table[column]).to_numpy(zero_copy_only=False)
             for column in table.column_names
             if pa.types.is_integer(table.schema.field(column).type)
             or pa.types.is_boolean(table.schema.field(column).type)
@@ -68,9 +69,13 @@ class StoredRun:
     def status(self) -> Status:
         """How the run ended; a run whose writer is known to be dead was interrupted."""
         status = Status(self.info["status"])
-        if status is Status.RECORDING and not _is_writer_alive(self.info.get("writer", {})):
+        if status is Status.RECORDING and not _is_writer_alive(self.info.get("writer")):
             return Status.INTERRUPTED
         return status
+
+
+def _join(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _batches(stream: pa.RecordBatchStreamReader) -> Any:
@@ -82,16 +87,16 @@ def _batches(stream: pa.RecordBatchStreamReader) -> Any:
             return
 
 
-def _is_writer_alive(writer: dict[str, Any]) -> bool:
+def _is_writer_alive(writer: Any) -> bool:
     import socket
 
-    if writer.get("host") != socket.gethostname():
+    if not isinstance(writer, dict) or writer.get("host") != socket.gethostname():
         return True  # it cannot be asked from here, so nothing is claimed
     try:
-        return bool(
-            abs(psutil.Process(writer["pid"]).create_time() - writer["process_started"]) < 1.0
-        )
-    except (psutil.Error, KeyError):
+        process = psutil.Process(writer["pid"])
+        is_same = bool(abs(process.create_time() - writer["process_started"]) < 1.0)
+        return is_same and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, KeyError, TypeError, ValueError):
         return False
 
 
@@ -106,6 +111,7 @@ def open_run(path: str | Path) -> StoredRun:
     try:
         info = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
         version = info["schema_version"]
+        Status(info["status"] if version == SCHEMA_VERSION else Status.RECORDING)
     except FileNotFoundError:
         what = "no such directory" if not path.exists() else f"it has no {RUN_FILE}"
         raise RunFormatError(f"no run at {path}: {what}; {_READ_FIRST}") from None
@@ -113,35 +119,42 @@ def open_run(path: str | Path) -> StoredRun:
         raise RunFormatError(f"no run at {path}: it is a file; {_READ_FIRST}") from None
     except OSError as error:
         raise RunFormatError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise RunFormatError(
             f"no run at {path}: its {RUN_FILE} is damaged or not attnprof's; {_READ_FIRST}"
         ) from None
     if version != SCHEMA_VERSION:
         raise RunFormatError(
             f"cannot read {path}: it has schema version {version!r}, this attnprof reads "
-            f"{SCHEMA_VERSION}; read it with the attnprof that wrote it "
-            f"({info.get('environment', {}).get('attnprof', 'version not recorded')})"
+            f"{SCHEMA_VERSION}; read it with the attnprof that wrote it ({_name_writer(info)})"
         )
     good, lost = _last_whole_commit(path)
     return StoredRun(path=path, info=info, good_bytes=good, lost=lost)
+
+
+def _name_writer(info: dict[str, Any]) -> str:
+    environment = info.get("environment")
+    known = environment.get("attnprof") if isinstance(environment, dict) else None
+    return f"attnprof {known}" if known else "its version is not recorded"
 
 
 def _last_whole_commit(path: Path) -> tuple[dict[str, int], bool]:
     """Return the byte counts of the newest journal line that the files on disk can honour."""
     try:
         lines = (path / JOURNAL_FILE).read_bytes().split(b"\n")[:-1]
+        # After the journal, so that a table which grows meanwhile is long enough.
+        sizes = {file.stem: file.stat().st_size for file in (path / TABLES_DIR).glob("*.arrows")}
     except OSError as error:
         raise RunFormatError(
-            f"cannot read {path}: {JOURNAL_FILE}: {error.strerror or error}; the run is damaged"
+            f"cannot read {error.filename or path}: {error.strerror or error}; the run is damaged"
         ) from None
-    sizes = {file.stem: file.stat().st_size for file in (path / TABLES_DIR).glob("*.arrows")}
     lost = False
     for line in reversed(lines):
         try:
             good: dict[str, int] = json.loads(line)["bytes"]
-            whole = all(sizes.get(name, 0) >= size for name, size in good.items())
-        except (ValueError, KeyError, TypeError, AttributeError):
+            whole = all(0 <= size <= sizes.get(name, 0) for name, size in good.items())
+            whole = whole and all(type(size) is int for size in good.values())
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             whole = False
         if whole:
             return good, lost

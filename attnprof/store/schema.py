@@ -49,7 +49,7 @@ OPS = pa.schema(
         ("time_ns", pa.int64()),  # monotonic clock when the op returned
         ("code", pa.int32()),  # row of `codes`
         ("scope", pa.int32()),  # innermost module call, or -1
-        ("thread", pa.int16()),
+        ("thread", pa.int32()),
         ("seq", pa.int64()),  # autograd's sequence number of the newest forward node, per thread
         ("node", pa.int64()),  # sequence number of the backward node that ran it, or NO_NODE
         ("n_in", pa.int32()),  # how many of its rows in `operands` are inputs; they come first
@@ -93,7 +93,7 @@ SCOPES = pa.schema(
         ("scope", pa.int32()),
         ("parent", pa.int32()),
         ("module", pa.int32()),
-        ("thread", pa.int16()),
+        ("thread", pa.int32()),
         ("flags", pa.int8()),
         ("enter_op", pa.int64()),  # number of ops that had finished
         ("exit_op", pa.int64()),

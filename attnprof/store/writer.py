@@ -144,6 +144,7 @@ class RunWriter:
         for file in (*self._files.values(), self._journal):
             if not file.closed:
                 os.dup2(nowhere, file.fileno())
+                file.close()
         os.close(nowhere)
 
     def _stream(self, name: str) -> pa.RecordBatchStreamWriter:

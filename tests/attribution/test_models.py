@@ -447,8 +447,8 @@ class Contrast(nn.Module):
 @pytest.mark.parametrize(
     "layers",
     [
-        [Experts(lambda x: x.softmax(-1)), nn.Linear(WIDTH, WIDTH)],
-        [Experts(torch.sigmoid), nn.Linear(WIDTH, WIDTH)],
+        [Experts(lambda x: x.softmax(-1)), Experts(lambda x: x.softmax(-1))],
+        [Experts(torch.sigmoid), Experts(torch.sigmoid)],
         [Mixer(), Mixer()],
         [Gram()],
         [Contrast()],
