@@ -104,6 +104,8 @@ def _describe_layer(
     largest = max(calls, key=lambda call: sum(blocks.size_of(p.result_rows) for p in call))
     speaker = max(largest, key=lambda p: (blocks.size_of(p.result_rows), p.q_len * p.k_len))
     kind = _name_kind(largest, speaker)
+    # What a chunk of linear attention multiplies inside is no softmax: see scores_peak_bytes.
+    is_linear = kind is AttentionKind.LINEAR
     return {
         "layer": layer,
         "kind": kind.value,
@@ -115,8 +117,8 @@ def _describe_layer(
         "k_len": speaker.k_len,
         "head_dim": speaker.head_dim,
         "dtype": speaker.dtype,
-        "softmax_bytes": sum(blocks.size_of(p.result_rows) for p in largest),
-        "saved_softmax_bytes": max(_sum_saved(call, blocks) for call in calls),
+        "softmax_bytes": 0 if is_linear else sum(blocks.size_of(p.result_rows) for p in largest),
+        "saved_softmax_bytes": 0 if is_linear else max(_sum_saved(call, blocks) for call in calls),
         "scores_peak_bytes": blocks.peak_of(layer, Category.ATTENTION_SCORES, Category.SOFTMAX),
         "mask_bytes": max(blocks.size_of(p.mask_rows) for p in pairs),
         "kv_cache_bytes": blocks.peak_of(layer, Category.KV_CACHE),

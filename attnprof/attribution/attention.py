@@ -82,12 +82,11 @@ def _read_pair(facts: Facts, flow: Flow, pair: Pair) -> AttentionCall:
     call.seconds = {op for op, _ in pair.seconds}
     call.is_recompute = bool(facts.is_recompute[ops[0]])
     for op in sorted(set(pair.firsts) - call.seconds):
-        call.io_rows += factors(facts, op)
+        call.key_rows += factors(facts, op)
     for op, row in pair.seconds:
-        values = next(r for r in factors(facts, op) if r != row)
-        call.io_rows += [values, facts.rows_out(op)[0]]
-        call.key_rows.append(values)
-    call.key_rows += call.io_rows
+        call.key_rows.append(next(r for r in factors(facts, op) if r != row))
+        call.io_rows.append(facts.rows_out(op)[0])
+    call.io_rows += call.key_rows
     if pair.pattern is Pattern.STATE:
         call.path_rows = [row for op in sorted(path) for row in facts.rows_out(op)]
         return call

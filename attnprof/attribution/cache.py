@@ -16,6 +16,9 @@ _APPENDING = re.compile(r"^(cat|index_copy|index_put|copy|slice_scatter|scatter|
 """Ops that put new tokens beside old ones; a cache behind a projection is made by one."""
 
 
+_INDEXING = re.compile(r"^(index|gather|scatter|embedding|take)")
+
+
 @dataclass(frozen=True)
 class Kept:
     """Storages that inference keeps, each with its layer."""
@@ -36,10 +39,38 @@ def find_kept(facts: Facts, flow: Flow, timeline: Timeline, calls: list[Attentio
                     storage, call.ops[0]
                 ):
                     cache.setdefault(storage, call.layer)
+    _add_habitual(facts, forwards, cache)
     state = _find_states(facts, flow, forwards, cache)
     for kept in (cache, state):
         _follow_copies(facts, kept)
     return Kept(cache, state)
+
+
+def _add_habitual(facts: Facts, forwards: "_Forwards", cache: dict[int, str]) -> None:
+    """Add what a layer made just as it made caches before, where nothing has read it yet.
+
+    A cache that is quantised anew at every step is read in the next one; the last is not.
+    """
+    habits = {_habit_of(facts, storage): layer for storage, layer in cache.items()}
+    habits.pop(None, None)
+    if not habits:
+        return
+    modules = [habit[0] for habit in habits if habit is not None]
+    born = np.flatnonzero((facts.born_by >= 0) & np.isin(facts.op_module[facts.born_by], modules))
+    for storage in born.tolist():
+        leave = forwards.end_of(int(facts.born_by[storage]))
+        layer = habits.get(_habit_of(facts, storage)) if leave >= 0 else None
+        if layer is not None and forwards.outlives(storage, leave):
+            cache.setdefault(storage, layer)
+
+
+def _habit_of(facts: Facts, storage: int) -> tuple[int, int, str, int] | None:
+    """Return module, operator, dtype and rank with which a storage was made inside a module."""
+    op, row = int(facts.born_by[storage]), int(facts.birth_row[storage])
+    if op < 0 or facts.op_module[op] < 0:
+        return None
+    signature = facts.signature_of(row)
+    return int(facts.op_module[op]), int(facts.code[op]), signature.dtype, len(signature.shape)
 
 
 _COPYING = frozenset(
@@ -125,7 +156,10 @@ def _walk_keys(facts: Facts, flow: Flow, call: AttentionCall) -> set[int]:
             projected = True  # a latent: K and V are projected from what is kept
         elif op in call.seconds and call.kind != "fused":
             continue
-        todo.extend((r, projected) for r in facts.rows_in(op) if is_inside or not projected)
+        sources = list(facts.rows_in(op))
+        if _INDEXING.match(name):
+            sources = [r for r in sources if facts.signature_of(r).dtype != "int32"]
+        todo.extend((r, projected) for r in sources if is_inside or not projected)
     return found
 
 
