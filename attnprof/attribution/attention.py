@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, TOKEN, Bits
 from attnprof.attribution.facts import Facts, Signature
-from attnprof.attribution.flow import Flow, Pair, Pattern
+from attnprof.attribution.flow import Flow
+from attnprof.attribution.pairs import Pair, Pattern
 from attnprof.attribution.paths import common_path
 from attnprof.attribution.products import CONVOLUTIONS, factors, is_product
 from attnprof.vocabulary import AttentionKind
@@ -168,7 +169,7 @@ def _add_side_ops(facts: Facts, pair: Pair, call: AttentionCall) -> None:
 def _read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> None:
     """Read B, H, Tq, Tk and D from the softmax result and the operands of the first product."""
     row = call.result_rows[0]
-    signature, bits = facts.signature_of(row), flow.bits[row]
+    signature, bits = flow.written(row)
     second, operand = pair.seconds[0]
     left_factor, _ = factors(facts, second)
     consumed = flow.bits_of_input(operand)
@@ -206,7 +207,11 @@ def _read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> N
     call.k_len = min(call.k_len, met)
     keys = first_right if key_side == RIGHT else first_left
     repeats = _count_repeats(facts, keys)
-    call.kv_heads = max(1, call.heads // repeats)
+    # Where heads share K in the product itself, K is as much smaller.
+    shared = facts.signature_of(keys).numel // repeats
+    shared //= max(1, call.batch * call.k_len * call.head_dim)
+    is_shared = 0 < shared <= call.heads and call.heads % shared == 0
+    call.kv_heads = shared if is_shared else max(1, call.heads // repeats)
     fixed_keys = key_bits & TOKEN == 0 and key_bits & FEATURE and not query_bits & FEATURE
     call.kind = AttentionKind.LOW_RANK if fixed_keys else _name_kind(facts, call, keys)
 

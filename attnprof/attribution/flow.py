@@ -8,15 +8,16 @@ attention. A product that no second one consumes (a router, a vocabulary head, c
 logits) is not attention.
 """
 
-from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
 
 from attnprof.attribution import axes
-from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, SIDES, TOKEN, Bits
+from attnprof.attribution.axes import LEFT, RIGHT, SIDES, TOKEN, Bits
 from attnprof.attribution.facts import Bools, Facts
+from attnprof.attribution.layouts import Factors, Layout, fold, unfold
+from attnprof.attribution.pairs import Pair, Pattern, has_clean_sides, pattern_of
 from attnprof.attribution.products import CONVOLUTIONS, LINEARS, PRODUCTS
 from attnprof.vocabulary import Role
 
@@ -30,34 +31,6 @@ class Origin(IntEnum):
     """Parameters, and what is made from them without a product: casts, views, embeddings of
     positions, dequantised weights."""
     ACTIVATION = 2
-
-
-class Pattern(IntEnum):
-    """What the first product of a pair makes, by what it contracts."""
-
-    SCORES = 0
-    """(tokens, features) @ (features, tokens): one score per pair of tokens."""
-    LOW_RANK = 1
-    """(tokens, features) @ (features, fixed): scores against a fixed set, as in Linformer."""
-    STATE = 2
-    """(features, tokens) @ (tokens, features): the state of linear attention."""
-
-
-@dataclass(slots=True)
-class Pair:
-    """Products that belong together: first ones, what lies between, and second ones."""
-
-    pattern: Pattern
-    firsts: list[int] = field(default_factory=list)
-    """Ops that make scores (several where content and position scores are added)."""
-    seconds: list[tuple[int, int]] = field(default_factory=list)
-    """(op, input row): the product that consumes them, and through which operand."""
-    between: list[int] = field(default_factory=list)
-    """Ops whose output keeps both sides: as large as the scores, give or take a layout."""
-    aside: set[int] = field(default_factory=set)
-    """Of all these, ops of scores that an element-wise op added to others: position scores."""
-    beside: list[int] = field(default_factory=list)
-    """Ops that take in a score and give something smaller: a row maximum, a gathered column."""
 
 
 class Flow:
@@ -77,12 +50,15 @@ class Flow:
         self.origin: dict[int, Origin] = {}
         """Per output row that wrote memory."""
         self.bits: dict[int, Bits] = {}
+        self._layout: dict[int, Layout] = {}
+        """Per output row with folded dimensions, how it would have been written unfolded."""
         self.pair_of: dict[int, int] = {}
         """Per output row that is a score, the number of its pair (see `find_pair`)."""
         self._parent: list[int] = []
         self._aside: set[int] = set()
         self._pairs: list[Pair] = []
-        self._view_memo: dict[tuple[int, Bits, int], Bits] = {}
+        self._unfold_memo: dict[tuple[Any, ...], tuple[Factors, ...]] = {}
+        self._view_memo: dict[tuple[Any, ...], Bits] = {}
         self._op_memo: dict[tuple[Any, ...], Bits] = {}
         self._kind = [_classify(name) for name in facts.short_names]
         for op in self._writing_ops(is_forward):
@@ -146,15 +122,20 @@ class Flow:
         is_parameter = self._roles.get(int(facts.storage[row])) == Role.PARAMETER
         if bits is None or is_parameter:
             return axes.of_source(facts.signatures[read], is_parameter=is_parameter)
-        written = int(facts.signature[writer])
-        if written == read:
+        layout = self._layout.get(writer)
+        if layout is None and int(facts.signature[writer]) == read:
             return bits
-        key = (written, bits, read)
+        written, bits = layout or (facts.signature_of(writer), bits)
+        key = (written.shape, written.stride, bits, read)
         found = self._view_memo.get(key)
         if found is None:
-            found = axes.through_view(facts.signatures[written], bits, facts.signatures[read])
+            found = axes.through_view(written, bits, facts.signatures[read])
             self._view_memo[key] = found
         return found
+
+    def written(self, row: int) -> Layout:
+        """Return how an output row was written, with folded dimensions unfolded, and its bits."""
+        return self._layout.get(row) or (self._facts.signature_of(row), self.bits[row])
 
     def _writing_ops(self, is_forward: Bools) -> list[int]:
         facts = self._facts
@@ -175,6 +156,7 @@ class Flow:
         out = facts.rows_out(op)
         if kind >= 0 and len(rows) >= kind + 2 and len(out):
             self._visit_product(op, kind, origins, bits)
+            self._lay_out_product(out[0], rows[kind], rows[kind + 1])
             return
         origin = max(origins, default=Origin.CONSTANT)
         if kind == _CONVOLUTION and Origin.PARAMETER in origins:
@@ -190,6 +172,50 @@ class Flow:
             self.origin[row] = origin
             self.bits[row] = self._bits_of_output(row, kind, rows, origins, bits)
         self._carry_pair(op, rows)
+        for row in out:
+            self._carry_layout(row, [r for r, o in zip(rows, origins, strict=True) if o == origin])
+
+    def _carry_layout(self, out: int, rows: list[int]) -> None:
+        """Let an element-wise result be unfolded as its operand is."""
+        facts = self._facts
+        shape = facts.signature_of(out).shape
+        for row in rows:
+            if facts.signature_of(row).shape == shape:
+                self._lay_out(out, self._unfold_input(row))
+                return
+
+    def _unfold_input(self, row: int) -> tuple[Factors, ...]:
+        """Return the parts of every dimension of the tensor in an input row."""
+        facts = self._facts
+        writer, read = int(facts.producer_row[row]), int(facts.signature[row])
+        if writer not in self.bits:
+            return ()
+        layout = self._layout.get(writer)
+        if layout is None and int(facts.signature[writer]) == read:
+            return ()  # as it was written: nothing is folded
+        written, bits = self.written(writer)
+        key = (written.shape, written.stride, bits, read)
+        found = self._unfold_memo.get(key)
+        if found is None:
+            found = unfold(written, bits, facts.signatures[read])
+            self._unfold_memo[key] = found
+        return found
+
+    def _lay_out(self, row: int, dimensions: tuple[Factors, ...]) -> None:
+        if dimensions and (
+            layout := fold(self._facts.signature_of(row), self.bits[row], dimensions)
+        ):
+            self._layout[row] = layout
+
+    def _lay_out_product(self, out: int, left: int, right: int) -> None:
+        """Unfold a product: batch and rows as in the left factor, columns as in the right."""
+        lefts, rights = (
+            self._unfold_input(row)
+            or tuple(((size, 0),) for size in self._facts.signature_of(row).shape)
+            for row in (left, right)
+        )
+        batch = tuple(max(a, b, key=len) for a, b in zip(lefts[:-2], rights[:-2], strict=False))
+        self._lay_out(out, (*(batch or lefts[:-2]), *lefts[-2:-1], *rights[-1:]))
 
     def _take_sides_of_one(self, rows: range, out: range, bits: list[Bits]) -> None:
         """Where an op adds scores of several products, let one of them say which side is which.
@@ -209,7 +235,7 @@ class Flow:
         ):
             return  # pieces of one score matrix, put together
         held = [i for i, n in enumerate(numbers) if n is not None]
-        speaker = max(held, key=lambda i: (_has_clean_sides(bits[i]), -(numbers[i] or 0)))
+        speaker = max(held, key=lambda i: (has_clean_sides(bits[i]), -(numbers[i] or 0)))
         chosen = numbers[speaker]
         assert chosen is not None
         for i in held:
@@ -317,7 +343,7 @@ class Flow:
             self._carry_pair(op, rows)
             return
         self.bits[out] = result = tuple(b & ~SIDES for b in result)
-        pattern = _pattern_of(result[-2:], (left[-1] | right[-2]) & ~SIDES, depth)
+        pattern = pattern_of(result[-2:], (left[-1] | right[-2]) & ~SIDES, depth)
         # Scores times scores (landmark attention) are scores still; scores times values end here.
         if pattern is not None and (not consumed or all(b & TOKEN for b in result[-2:])):
             self._begin_pair(op, out, pattern, consumed)
@@ -355,29 +381,6 @@ class Flow:
 
     def _kind_is_linear(self, op: int) -> bool:
         return self._facts.short_names[self._facts.code[op]] in LINEARS
-
-
-def _pattern_of(free: Bits, contracted: int, depth: int) -> Pattern | None:
-    """Say what a product of activations makes, if it can be the first of a pair.
-
-    Args:
-        free: The bits of the result's rows and columns.
-        contracted: The bits of the contracted dimension.
-        depth: Its size.
-    """
-    # What stems from nothing (one query; rows of a constant) may be tokens as well.
-    tokens = [bit != FEATURE for bit in free]
-    features_only = all(bit == FEATURE for bit in free)
-    if features_only and (contracted & TOKEN or depth == 1):
-        return Pattern.STATE
-    if (contracted & TOKEN and not contracted & FEATURE) or depth == 1:
-        return Pattern.SCORES if all(tokens) else None
-    return Pattern.SCORES if all(tokens) or features_only else Pattern.LOW_RANK
-
-
-def _has_clean_sides(bits: Bits) -> bool:
-    """Return whether one dimension is the left side alone and another the right side alone."""
-    return sorted(b & SIDES for b in bits if b & SIDES) == [LEFT, RIGHT]
 
 
 _OVERWRITING = frozenset({"copy_", "fill_", "zero_"})

@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from attnprof.capture.dynamo import SKIPPING, leave_alone
 from attnprof.capture.imitate import IMITATED, InPlaceForms
 from attnprof.capture.ledger import Ledger, plain_tensors, storage_address
 from attnprof.capture.recorder import COMMIT_OPS, PACKERS, Recorder, make_packer
@@ -96,17 +97,6 @@ def _are_plain(values: Any) -> bool:
     )
 
 
-def _find_skipping() -> Any:
-    """Return what makes Dynamo leave a frame alone and all that it calls, if torch has it."""
-    frames = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
-    if frames is None or not hasattr(frames, "set_code_exec_strategy"):
-        return None
-    return frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
-
-
-_SKIPPING = _find_skipping()
-
-
 class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotated
     """A dispatch mode for one thread that only writes down facts."""
 
@@ -145,8 +135,8 @@ class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotat
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         # Where this is true, torch wraps __torch_dispatch__ in `torch._dynamo.disable`: 1 µs an
-        # op. `set_code_exec_strategy`, below, says the same to Dynamo once.
-        return _SKIPPING is None
+        # op. `leave_alone`, below, says the same to Dynamo once.
+        return SKIPPING is None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func`` unchanged and record it."""
@@ -245,7 +235,5 @@ class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotat
         )
 
 
-if _SKIPPING is not None:
-    torch._C._dynamo.eval_frame.set_code_exec_strategy(
-        OpMode.__torch_dispatch__.__code__, _SKIPPING
-    )
+if SKIPPING is not None:  # else torch wraps it, see `_should_skip_dynamo`
+    leave_alone(OpMode.__torch_dispatch__)

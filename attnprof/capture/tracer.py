@@ -15,7 +15,6 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch._compile import _disable_dynamo
 
 from attnprof.capture.cuda import AllocatorHistory
 from attnprof.capture.devices import (
@@ -24,6 +23,7 @@ from attnprof.capture.devices import (
     describe_writer,
     sampling,
 )
+from attnprof.capture.dynamo import leave_alone
 from attnprof.capture.ledger import Ledger, plain_tensors
 from attnprof.capture.modules import ModuleNames, ModuleWatch
 from attnprof.capture.optimizers import OptimizerWatch
@@ -105,7 +105,7 @@ class Tracer:
             self._recorder.commit()
         return Run.load(self._directory, keep_alive=self)
 
-    @_disable_dynamo
+    @leave_alone
     def step(self) -> None:
         """Mark the end of a step. Loops whose steps attnprof finds itself need no mark.
 
@@ -117,7 +117,7 @@ class Tracer:
         self._recorder.mark(STEP)
         self._recorder.commit()
 
-    @_disable_dynamo
+    @leave_alone
     def __enter__(self) -> Self:
         """Begin tracing."""
         global _active
@@ -166,7 +166,7 @@ class Tracer:
         enter(watch_backward(modes, recorder))
         enter(modes.covering())
 
-    @_disable_dynamo
+    @leave_alone
     def __exit__(
         self,
         kind: type[BaseException] | None,

@@ -1,0 +1,57 @@
+"""Pairs of products: what a first product makes, and what belongs to it."""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, SIDES, TOKEN, Bits
+
+
+class Pattern(IntEnum):
+    """What the first product of a pair makes, by what it contracts."""
+
+    SCORES = 0
+    """(tokens, features) @ (features, tokens): one score per pair of tokens."""
+    LOW_RANK = 1
+    """(tokens, features) @ (features, fixed): scores against a fixed set, as in Linformer."""
+    STATE = 2
+    """(features, tokens) @ (tokens, features): the state of linear attention."""
+
+
+@dataclass(slots=True)
+class Pair:
+    """Products that belong together: first ones, what lies between, and second ones."""
+
+    pattern: Pattern
+    firsts: list[int] = field(default_factory=list)
+    """Ops that make scores (several where content and position scores are added)."""
+    seconds: list[tuple[int, int]] = field(default_factory=list)
+    """(op, input row): the product that consumes them, and through which operand."""
+    between: list[int] = field(default_factory=list)
+    """Ops whose output keeps both sides: as large as the scores, give or take a layout."""
+    aside: set[int] = field(default_factory=set)
+    """Of all these, ops of scores that an element-wise op added to others: position scores."""
+    beside: list[int] = field(default_factory=list)
+    """Ops that take in a score and give something smaller: a row maximum, a gathered column."""
+
+
+def pattern_of(free: Bits, contracted: int, depth: int) -> Pattern | None:
+    """Say what a product of activations makes, if it can be the first of a pair.
+
+    Args:
+        free: The bits of the result's rows and columns.
+        contracted: The bits of the contracted dimension.
+        depth: Its size.
+    """
+    # What stems from nothing (one query; rows of a constant) may be tokens as well.
+    tokens = [bit != FEATURE for bit in free]
+    features_only = all(bit == FEATURE for bit in free)
+    if features_only and (contracted & TOKEN or depth == 1):
+        return Pattern.STATE
+    if (contracted & TOKEN and not contracted & FEATURE) or depth == 1:
+        return Pattern.SCORES if all(tokens) else None
+    return Pattern.SCORES if all(tokens) or features_only else Pattern.LOW_RANK
+
+
+def has_clean_sides(bits: Bits) -> bool:
+    """Return whether one dimension is the left side alone and another the right side alone."""
+    return sorted(b & SIDES for b in bits if b & SIDES) == [LEFT, RIGHT]
