@@ -214,7 +214,7 @@ class Flow:
             or tuple(((size, 0),) for size in self._facts.signature_of(row).shape)
             for row in (left, right)
         )
-        batch = tuple(max(a, b, key=len) for a, b in zip(lefts[:-2], rights[:-2], strict=False))
+        batch = tuple(a if len(a) > 1 else b for a, b in zip(lefts[:-2], rights[:-2], strict=False))
         self._lay_out(out, (*(batch or lefts[:-2]), *lefts[-2:-1], *rights[-1:]))
 
     def _take_sides_of_one(self, rows: range, out: range, bits: list[Bits]) -> None:
