@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 import polars as pl
 
-from attnprof.attribution.attention import AttentionCall
 from attnprof.attribution.attribute import Attribution
+from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import ITEM_BYTES, Facts
 from attnprof.vocabulary import AttentionKind, Category
 

@@ -1,15 +1,14 @@
 """Attention calls: which ops make scores, which make softmax, what is kept on the way."""
 
-import math
 import re
-from dataclasses import dataclass, field
 
-from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, TOKEN, Bits
-from attnprof.attribution.facts import Facts, Signature
+from attnprof.attribution.calls import AttentionCall
+from attnprof.attribution.facts import Facts
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.pairs import Pair, Pattern
 from attnprof.attribution.paths import common_path
-from attnprof.attribution.products import CONVOLUTIONS, factors, is_product
+from attnprof.attribution.products import factors, is_product
+from attnprof.attribution.shapes import read_shapes
 from attnprof.vocabulary import AttentionKind
 
 _FUSED = re.compile(
@@ -19,47 +18,6 @@ _FUSED = re.compile(
 _OPAQUE = re.compile(r"_native_multi_head_attention|_transformer_encoder_layer_fwd")
 _SOFTMAX = re.compile(r"softmax")
 _DROPOUT = re.compile(r"dropout|bernoulli")
-
-
-@dataclass(slots=True)
-class AttentionCall:
-    """One call of one attention layer, as the ops show it."""
-
-    kind: AttentionKind
-    layer: str
-    ops: list[int]
-    """All its ops: products, what lies between, what passes by; ascending."""
-    score_ops: set[int] = field(default_factory=set)
-    """From the first product up to the normaliser's input."""
-    softmax_ops: set[int] = field(default_factory=set)
-    """From the normaliser to the second product."""
-    seconds: set[int] = field(default_factory=set)
-    result_rows: list[int] = field(default_factory=list)
-    """Output rows of the normaliser: the softmax results."""
-    path_rows: list[int] = field(default_factory=list)
-    """Output rows on the way from the first product to the second, as large as scores."""
-    mask_rows: list[int] = field(default_factory=list)
-    """Operand rows of masks and biases broadcast against the scores."""
-    softmax_rows: list[int] = field(default_factory=list)
-    """Operand rows joined with the normalised scores, such as a dropout mask made elsewhere."""
-    io_rows: list[int] = field(default_factory=list)
-    """Operand rows of Q, K, V and the output."""
-    key_rows: list[int] = field(default_factory=list)
-    """Of `io_rows`, the operands that may hold K or V."""
-    pattern: Pattern | None = None
-    """What the first product makes; None for single ops."""
-    is_recompute: bool = False
-    has_normaliser: bool = False
-    has_dropout: bool = False
-    batch: int = 0
-    heads: int = 0
-    kv_heads: int = 0
-    q_len: int = 0
-    k_len: int = 0
-    head_dim: int = 0
-    dtype: str = ""
-    backend: str = ""
-    """The op that did it: the normaliser's or the fused op's name."""
 
 
 def find_calls(facts: Facts, flow: Flow) -> list[AttentionCall]:
@@ -108,7 +66,7 @@ def _read_pair(facts: Facts, flow: Flow, pair: Pair) -> AttentionCall:
         _DROPOUT.search(facts.short_names[facts.code[op]]) for op in call.softmax_ops
     )
     call.backend = facts.short_names[facts.code[normalisers[0]]]
-    _read_shapes(facts, flow, pair, call)
+    read_shapes(facts, flow, pair, call)
     _find_masks(facts, flow, call, root)
     return call
 
@@ -164,181 +122,6 @@ def _add_side_ops(facts: Facts, pair: Pair, call: AttentionCall) -> None:
     for op in sorted({*pair.between, *pair.beside} - call.score_ops - call.softmax_ops):
         made_from = {int(facts.row_op[facts.producer_row[r]]) for r in facts.rows_in(op)}
         (call.softmax_ops if made_from & call.softmax_ops else call.score_ops).add(op)
-
-
-def _read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> None:
-    """Read B, H, Tq, Tk and D from the softmax result and the operands of the first product."""
-    row = call.result_rows[0]
-    signature, bits = flow.written(row)
-    second, operand = pair.seconds[0]
-    left_factor, _ = factors(facts, second)
-    consumed = flow.bits_of_input(operand)
-    contracted = consumed[-1] if operand == left_factor else consumed[-2]
-    key_side = contracted & (LEFT | RIGHT) or RIGHT
-    key_dims = _find_key_dims(bits, key_side)
-    q_len, k_len, rest, key_bits, query_bits = 1, 1, [], 0, 0
-    for dim, (size, bit) in enumerate(zip(signature.shape, bits, strict=True)):
-        if dim in key_dims:
-            k_len *= size
-            key_bits |= bit
-        elif bit & (LEFT | RIGHT):
-            q_len *= size
-            query_bits |= bit
-        elif size > 1:
-            rest.append((size, bit))
-    principal = next((op for op in pair.firsts if op not in pair.aside), pair.firsts[0])
-    first_left, first_right = factors(facts, principal)
-    head_dim = facts.signature_of(first_left).shape[-1]
-    heads = 1
-    for size, bit in rest:
-        if bit & FEATURE:  # in (B*H, Tq, Tk) not all of it
-            found = _count_merged_heads(facts, flow, first_left, size)
-            heads *= found or (size if bit == FEATURE else 1)
-    call.q_len, call.k_len, call.head_dim, call.heads = q_len, k_len, head_dim, heads
-    call.batch = max(1, signature.numel // max(1, q_len * k_len * heads))
-    if len(signature.shape) == 4:
-        call.batch, call.heads = (
-            signature.shape[0],
-            signature.numel // max(1, q_len * k_len * signature.shape[0]),
-        )
-    call.dtype = signature.dtype
-    # Columns that only take part in the softmax (an attention sink) meet no value.
-    met = facts.signature_of(operand).shape[-1 if operand == left_factor else -2]
-    call.k_len = min(call.k_len, met)
-    keys = first_right if key_side == RIGHT else first_left
-    repeats = _count_repeats(facts, keys)
-    # Where heads share K in the product itself, K is as much smaller.
-    shared = facts.signature_of(keys).numel // repeats
-    shared //= max(1, call.batch * call.k_len * call.head_dim)
-    is_shared = 0 < shared <= call.heads and call.heads % shared == 0
-    call.kv_heads = shared if is_shared else max(1, call.heads // repeats)
-    fixed_keys = key_bits & TOKEN == 0 and key_bits & FEATURE and not query_bits & FEATURE
-    call.kind = AttentionKind.LOW_RANK if fixed_keys else _name_kind(facts, call, keys)
-
-
-def _count_merged_heads(facts: Facts, flow: Flow, row: int, merged: int) -> int:
-    """Return how many heads are in a dimension of batch and heads together, or 0 if unknown.
-
-    Read off the memory of Q: of the dimensions it was written with, those that are features and
-    lie within the merged dimension.
-    """
-    for _ in range(6):
-        read, made = facts.signature_of(row), int(facts.producer_row[row])
-        bits = flow.bits.get(made)
-        if bits is None or not read.shape or read.shape[0] != merged:
-            return 0
-        written = facts.signature_of(made)
-        if written.shape != read.shape:
-            return _count_overlap(read, written, bits, merged)
-        op = int(facts.row_op[made])  # element by element, on the merged view: look further back
-        same = [r for r in facts.rows_in(op) if facts.signature_of(r).shape == read.shape]
-        if not same or is_product(facts, op):
-            return 0
-        row = same[0]
-    return 0
-
-
-def _count_overlap(read: Signature, written: Signature, bits: Bits, merged: int) -> int:
-    begin, end = read.stride[0], read.stride[0] * merged
-    heads = 1
-    for size, stride, bit in zip(written.shape, written.stride, bits, strict=True):
-        if bit == FEATURE and size > 1:
-            heads *= max(1, min(end, stride * size) // max(begin, stride))
-    return heads
-
-
-def _find_key_dims(bits: Bits, key_side: int) -> set[int]:
-    """Return which dimensions of a softmax result run over keys.
-
-    Where a band was cut out of a matrix by skewing it, its dimensions stem from both sides; the
-    last one then runs over the band.
-    """
-    of_keys = {i for i, bit in enumerate(bits) if bit & (LEFT | RIGHT) == key_side}
-    mixed = [i for i, bit in enumerate(bits) if bit & (LEFT | RIGHT) == LEFT | RIGHT]
-    return of_keys or set(mixed[-1:])
-
-
-def _count_repeats(facts: Facts, row: int) -> int:
-    """Return how often K's heads were repeated to match Q's (grouped-query attention)."""
-    repeats = 1
-    for _ in range(8):
-        signature = facts.signature_of(row)
-        repeats *= _count_expanded(signature)
-        made = int(facts.producer_row[row])
-        if made < 0 or is_product(facts, int(facts.row_op[made])):
-            break
-        op = int(facts.row_op[made])
-        inputs = facts.rows_in(op)
-        if len(inputs) != 1 and facts.short_names[facts.code[op]] not in _GATHERS:
-            break
-        row = inputs[0]
-        # An expanded view is copied in full: what its strides say must not be counted again.
-        source = facts.signature_of(row)
-        held = max(1, source.numel // _count_expanded(source))
-        written = facts.signature_of(made).numel
-        if written % held == 0 and _count_expanded(source) == 1:
-            repeats *= written // held
-    return repeats
-
-
-_GATHERS = frozenset({"index_select", "index", "repeat_interleave"})
-
-
-def _count_expanded(signature: Signature) -> int:
-    """Return how often a view shows each element, by its dimensions of stride 0."""
-    return math.prod(
-        size
-        for size, stride in zip(signature.shape, signature.stride, strict=True)
-        if stride == 0 and size > 1
-    )
-
-
-def _name_kind(facts: Facts, call: AttentionCall, keys: int) -> AttentionKind:
-    """Tell full score matrices from bands, windows and low-rank ones."""
-    if len(call.result_rows) > 1:  # landmarks: the softmaxes differ in shape
-        shapes = {facts.signature_of(row).numel for row in call.result_rows}
-        if len(shapes) > 1:
-            return AttentionKind.LOW_RANK
-    tokens = _count_tokens(facts, keys, call)
-    scores = facts.signature_of(call.result_rows[0]).numel
-    queries = call.batch * call.heads * call.q_len
-    if tokens and queries and scores < queries * tokens:
-        return AttentionKind.BANDED
-    return AttentionKind.MATERIALISED
-
-
-def _count_tokens(facts: Facts, keys: int, call: AttentionCall) -> int:
-    """Return how many tokens the layer's keys cover, or 0 if that cannot be told.
-
-    Counted in the module call that contains the whole layer: the leading dimension of its input
-    is the batch.
-    """
-    outer = _outer_batch(facts, call.ops[0])
-    if not outer:
-        return 0
-    row = keys
-    for _ in range(12):
-        made = int(facts.producer_row[row])
-        if made < 0:
-            break
-        op = int(facts.row_op[made])
-        if is_product(facts, op):
-            signature = facts.signature_of(made)
-            is_convolution = facts.short_names[facts.code[op]] in CONVOLUTIONS
-            width = signature.shape[1 if is_convolution else -1]
-            return signature.numel // width // outer if width else 0
-        inputs = facts.rows_in(op)
-        if not len(inputs):
-            break
-        row = max(inputs, key=lambda r: facts.signature_of(r).numel)
-    return 0
-
-
-def _outer_batch(facts: Facts, op: int) -> int:
-    """Return the batch size of the outermost forward that ``op`` ran in, or 0 if unknown."""
-    scope = int(facts.scope[op])
-    batch: int = facts.batch_of_scope.get(scope, 0)
-    return batch
 
 
 def _find_masks(facts: Facts, flow: Flow, call: AttentionCall, root: int) -> None:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from attnprof.attribution.attention import AttentionCall, find_calls
+from attnprof.attribution.attention import find_calls
 from attnprof.attribution.blocks import Blocks, find_blocks
 from attnprof.attribution.cache import Kept, find_kept
+from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Bools, Facts, Ints
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.labels import CATEGORIES, ROLE_CATEGORIES, Labels, label_storages

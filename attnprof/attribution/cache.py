@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attnprof.attribution.attention import AttentionCall
+from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Facts
 from attnprof.attribution.flow import Flow, Origin
 from attnprof.attribution.phases import Timeline
@@ -215,7 +215,8 @@ def _find_writers(
     for row in rows[writes].tolist():
         storage, op = int(facts.storage[row]), int(facts.row_op[row])
         number = forwards.number_of(op)
-        if number < 0 or storage in cache or facts.is_owned[storage]:
+        is_counter = facts.signature_of(row).dtype in ("int64", "int32", "bool")
+        if number < 0 or storage in cache or facts.is_owned[storage] or is_counter:
             continue
         if flow.origin.get(row) is Origin.ACTIVATION and forwards.outlives(
             storage, int(forwards.leave[number])

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from attnprof.attribution import axes
-from attnprof.attribution.axes import LEFT, RIGHT, SIDES, TOKEN, Bits
+from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, SIDES, TOKEN, Bits
 from attnprof.attribution.facts import Bools, Facts
 from attnprof.attribution.layouts import Factors, Layout, fold, unfold
 from attnprof.attribution.pairs import Pair, Pattern, has_clean_sides, pattern_of
-from attnprof.attribution.products import CONVOLUTIONS, LINEARS, PRODUCTS
+from attnprof.attribution.products import CONVOLUTION, EMBEDDING, LINEARS, classify
 from attnprof.vocabulary import Role
 
 
@@ -60,7 +60,7 @@ class Flow:
         self._unfold_memo: dict[tuple[Any, ...], tuple[Factors, ...]] = {}
         self._view_memo: dict[tuple[Any, ...], Bits] = {}
         self._op_memo: dict[tuple[Any, ...], Bits] = {}
-        self._kind = [_classify(name) for name in facts.short_names]
+        self._kind = [classify(name) for name in facts.short_names]
         for op in self._writing_ops(is_forward):
             self._visit(op)
 
@@ -159,7 +159,7 @@ class Flow:
             self._lay_out_product(out[0], rows[kind], rows[kind + 1])
             return
         origin = max(origins, default=Origin.CONSTANT)
-        if kind == _CONVOLUTION and Origin.PARAMETER in origins:
+        if kind == CONVOLUTION and Origin.PARAMETER in origins:
             origin = Origin.ACTIVATION
         if not origins and facts.scope[op] < 0 and not any(self._has_role(row) for row in out):
             for row in out:  # made outside of any module, for none: a batch, not a table
@@ -207,14 +207,20 @@ class Flow:
         ):
             self._layout[row] = layout
 
+    def _list_dimensions(self, row: int) -> tuple[Factors, ...]:
+        shape = self._facts.signature_of(row).shape
+        return tuple((part,) for part in zip(shape, self.bits_of_input(row), strict=True))
+
     def _lay_out_product(self, out: int, left: int, right: int) -> None:
         """Unfold a product: batch and rows as in the left factor, columns as in the right."""
         lefts, rights = (
-            self._unfold_input(row)
-            or tuple(((size, 0),) for size in self._facts.signature_of(row).shape)
-            for row in (left, right)
+            self._unfold_input(row) or self._list_dimensions(row) for row in (left, right)
         )
-        batch = tuple(a if len(a) > 1 else b for a, b in zip(lefts[:-2], rights[:-2], strict=False))
+        # Q's, unless it is no clearer: K may be expanded, which hides whose its dimensions are.
+        batch = tuple(
+            a if len(a) > 1 or a[0][1] in (TOKEN, FEATURE) else b
+            for a, b in zip(lefts[:-2], rights[:-2], strict=False)
+        )
         self._lay_out(out, (*(batch or lefts[:-2]), *lefts[-2:-1], *rights[-1:]))
 
     def _take_sides_of_one(self, rows: range, out: range, bits: list[Bits]) -> None:
@@ -254,9 +260,9 @@ class Flow:
         facts = self._facts
         out = int(facts.signature[row])
         signature = facts.signatures[out]
-        if kind == _EMBEDDING and len(bits) > 1:
+        if kind == EMBEDDING and len(bits) > 1:
             return axes.of_embedding(signature, bits[1])
-        if kind == _CONVOLUTION and bits:
+        if kind == CONVOLUTION and bits:
             return axes.of_convolution(signature, bits[0])
         # A position embedding is a parameter, but adding it makes no features of tokens.
         top = max(origins, default=Origin.CONSTANT)
@@ -384,16 +390,3 @@ class Flow:
 
 
 _OVERWRITING = frozenset({"copy_", "fill_", "zero_"})
-
-_OTHER, _EMBEDDING, _CONVOLUTION = -1, -2, -3
-
-
-def _classify(name: str) -> int:
-    """Return the position of a product's left factor, or a negative number for other ops."""
-    if name in PRODUCTS:
-        return PRODUCTS[name]
-    if name in LINEARS:
-        return 0
-    if name == "embedding":
-        return _EMBEDDING
-    return _CONVOLUTION if name in CONVOLUTIONS else _OTHER

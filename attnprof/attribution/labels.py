@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from attnprof.attribution.attention import AttentionCall
 from attnprof.attribution.cache import Kept
+from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Facts, Ints
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.gradients import find_gradient_storages

@@ -1,6 +1,6 @@
 """Which storages hold what goes into attention: Q, K, V and masks."""
 
-from attnprof.attribution.attention import AttentionCall
+from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Facts
 from attnprof.attribution.flow import Flow, Origin
 from attnprof.attribution.products import is_product

@@ -19,6 +19,20 @@ CONVOLUTIONS = frozenset(
 )
 
 
+OTHER, EMBEDDING, CONVOLUTION = -1, -2, -3
+
+
+def classify(name: str) -> int:
+    """Return the position of a product's left factor, or a negative number for other ops."""
+    if name in PRODUCTS:
+        return PRODUCTS[name]
+    if name in LINEARS:
+        return 0
+    if name == "embedding":
+        return EMBEDDING
+    return CONVOLUTION if name in CONVOLUTIONS else OTHER
+
+
 def is_product(facts: Facts, op: int) -> bool:
     """Return whether an op is a matrix product or a convolution."""
     name = facts.short_names[facts.code[op]]

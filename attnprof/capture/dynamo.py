@@ -31,4 +31,6 @@ def leave_alone(function: Callable[P, R]) -> Callable[P, R]:
         disabled: Callable[P, R] = torch._compile._disable_dynamo(function)
         return disabled
     torch._C._dynamo.eval_frame.set_code_exec_strategy(function.__code__, SKIPPING)
+    # Where it would be taken into the caller's graph instead of being a frame of its own:
+    function._torchdynamo_disable = True  # type: ignore[attr-defined]  # as `disable` does
     return function

@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from attnprof.capture.dynamo import SKIPPING
+
 aten = torch.ops.aten
 
 _VIEWS = """
@@ -165,6 +167,10 @@ class _Calibration(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not a
     def ignore_compile_internals(cls) -> bool:
         """Leave compiled code alone."""
         return True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return SKIPPING is None  # see `OpMode`
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at the addition."""

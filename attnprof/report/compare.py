@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from attnprof.analysis.peak import Peak, find_peak
-from attnprof.attribution.attention import AttentionCall
+from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Facts
 from attnprof.palette import stack_order
 from attnprof.report.verdict import QUADRATIC

@@ -246,7 +246,7 @@ def _select(x: Tensor) -> Tensor:
     y = x.exp()
     found = [y[rows], y[y > 1], y.gather(0, rows[None]), y.index_select(0, rows), y.max(0)[0]]
     found += [y.sort(1)[0], y.topk(2)[0], y.take(rows), y.cummax(0)[0], y.masked_select(y > 1)]
-    found += [y.median(0)[0], y.kthvalue(2, 0)[0], y.take_along_dim(rows[None], 0)]
+    found += [y.median(0)[0], y.kthvalue(2, 0)[0], y.take_along_dim(rows[:, None], 0)]
     return torch.stack([(f * f).sum() for f in found]).sum()
 
 

@@ -1,0 +1,47 @@
+"""What is known of one attention call."""
+
+from dataclasses import dataclass, field
+
+from attnprof.attribution.pairs import Pattern
+from attnprof.vocabulary import AttentionKind
+
+
+@dataclass(slots=True)
+class AttentionCall:
+    """One call of one attention layer, as the ops show it."""
+
+    kind: AttentionKind
+    layer: str
+    ops: list[int]
+    """All its ops: products, what lies between, what passes by; ascending."""
+    score_ops: set[int] = field(default_factory=set)
+    """From the first product up to the normaliser's input."""
+    softmax_ops: set[int] = field(default_factory=set)
+    """From the normaliser to the second product."""
+    seconds: set[int] = field(default_factory=set)
+    result_rows: list[int] = field(default_factory=list)
+    """Output rows of the normaliser: the softmax results."""
+    path_rows: list[int] = field(default_factory=list)
+    """Output rows on the way from the first product to the second, as large as scores."""
+    mask_rows: list[int] = field(default_factory=list)
+    """Operand rows of masks and biases broadcast against the scores."""
+    softmax_rows: list[int] = field(default_factory=list)
+    """Operand rows joined with the normalised scores, such as a dropout mask made elsewhere."""
+    io_rows: list[int] = field(default_factory=list)
+    """Operand rows of Q, K, V and the output."""
+    key_rows: list[int] = field(default_factory=list)
+    """Of `io_rows`, the operands that may hold K or V."""
+    pattern: Pattern | None = None
+    """What the first product makes; None for single ops."""
+    is_recompute: bool = False
+    has_normaliser: bool = False
+    has_dropout: bool = False
+    batch: int = 0
+    heads: int = 0
+    kv_heads: int = 0
+    q_len: int = 0
+    k_len: int = 0
+    head_dim: int = 0
+    dtype: str = ""
+    backend: str = ""
+    """The op that did it: the normaliser's or the fused op's name."""
