@@ -66,6 +66,11 @@ class Run:
         """
         return self.attribution.allocations.drop("start", "end")
 
+    @property
+    def has_compiled_code(self) -> bool:
+        """Whether compiled modules ran, inside which ops and their storages are not all seen."""
+        return bool(self.attribution.facts.is_compiled.any())
+
     @cached_property
     def steps(self) -> pl.DataFrame:
         """A row per step: length and batch of its data, peak and reserved bytes, seconds."""

@@ -9,7 +9,7 @@ from attnprof.report.verdict import format_share
 from attnprof.run import Run
 from attnprof.store import open_run
 from attnprof.units import format_bytes
-from attnprof.vocabulary import Category, Status
+from attnprof.vocabulary import AttentionKind, Category, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,25 @@ def collect_notes(run: Run, peak: Peak) -> list[Note]:
                 "gives back inside itself is not seen on the CPU",
             )
         )
-    return notes + _note_other_devices(run, peak)
+    return notes + _note_unseen(run, peak) + _note_other_devices(run, peak)
+
+
+def _note_unseen(run: Run, peak: Peak) -> list[Note]:
+    """Say what this kind of run cannot show: inside compiled code, inside ops that hold a layer."""
+    notes = []
+    if run.has_compiled_code:
+        text = (
+            "parts of the model were compiled and stayed so; what their kernels make is counted "
+            "where it surfaces, as unattributed"
+        )
+        if peak.device == "cpu":
+            text += ", and on the CPU what stays inside them is not counted"
+        notes.append(Note("compiled", text, is_warning=True))
+    opaque = run.layers().filter(pl.col("kind") == AttentionKind.OPAQUE.value).height
+    if opaque:
+        text = f"{opaque} attention layer(s) ran as one op; their scores live inside it, unseen"
+        notes.append(Note("opaque", text, is_warning=True))
+    return notes
 
 
 def _note_status(run: Run) -> Note:

@@ -1,0 +1,28 @@
+"""What a report says of its own limits."""
+
+import pytest
+import torch
+from torch import nn
+
+import attnprof
+from attnprof.report.notes import collect_notes
+from attnprof.run import Run
+
+
+def note_subjects(run: Run) -> set[str]:
+    return {note.subject for note in collect_notes(run, run.peak()) if note.is_warning}
+
+
+def test_notes_say_what_an_opaque_layer_hides() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    with attnprof.trace(samples_per_second=0) as tracer, torch.no_grad():
+        layer(torch.randn(2, 8, 16))
+    assert note_subjects(tracer.run) == {"opaque"}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
+def test_notes_say_what_compiled_code_hides() -> None:
+    model = torch.compile(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), backend="eager")
+    with attnprof.trace(samples_per_second=0) as tracer:
+        model(torch.randn(4, 8)).sum().backward()
+    assert "compiled" in note_subjects(tracer.run)

@@ -1,0 +1,63 @@
+"""Byte sizes, read and written."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attnprof.units import format_bytes, parse_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("4096", 4096),
+        ("1.5 GiB", 3 * 2**29),
+        ("80 GB", 80 * 10**9),
+        ("64MiB", 64 * 2**20),
+        (" 2 tib ", 2**41),
+        (17, 17),
+    ],
+)
+def test_parse_reads_sizes(text: int | str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1 MiB", "1.2.3 MB", "5 XB", "1e3"])
+def test_parse_refuses_other_text(text: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"cannot read .* as a size; expected a number with one of"
+    ):
+        parse_bytes(text)
+
+
+def test_parse_refuses_negative_numbers() -> None:
+    with pytest.raises(ValueError, match="must not be negative, got -5"):
+        parse_bytes(-5)
+
+
+@pytest.mark.parametrize("size", [1.5, True, None])
+def test_parse_refuses_other_types(size: object) -> None:
+    with pytest.raises(TypeError, match=r"must be an int or text such as '1\.5 GiB'"):
+        parse_bytes(size)  # type: ignore[arg-type]  # on purpose
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (2**20 - 1, "1.0 MiB"),
+        (3 * 2**29, "1.50 GiB"),
+        (2**41, "2.00 TiB"),
+        (-2048, "-2.0 KiB"),
+    ],
+)
+def test_format_writes_binary_units(size: int, text: str) -> None:
+    assert format_bytes(size) == text
+
+
+@given(st.integers(0, 2**50))
+def test_format_and_parse_agree_within_rounding(size: int) -> None:
+    assert parse_bytes(format_bytes(size)) == pytest.approx(size, rel=0.05, abs=1)
