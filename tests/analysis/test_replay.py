@@ -14,7 +14,7 @@ CATEGORIES = [c.value for c in (Category.SOFTMAX, Category.PARAMETERS, Category.
 
 
 def make_allocations(rows: list[tuple[int, int | None, int]]) -> pl.DataFrame:
-    """Return blocks from (start, end or None while live, size); starts and ends are event numbers."""
+    """Return blocks from (start, end or None while live, size), in numbers of events."""
     last = 10**6
     return pl.DataFrame(
         {
