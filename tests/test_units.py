@@ -25,9 +25,7 @@ def test_parse_reads_sizes(text: int | str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1 MiB", "1.2.3 MB", "5 XB", "1e3"])
 def test_parse_refuses_other_text(text: str) -> None:
-    with pytest.raises(
-        ValueError, match=r"cannot read .* as a size; expected a number"
-    ):
+    with pytest.raises(ValueError, match=r"cannot read .* as a size; expected a number"):
         parse_bytes(text)
 
 
