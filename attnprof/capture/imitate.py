@@ -107,8 +107,8 @@ class InPlaceForms:
             torch.enable_grad(),
             _Calibration() as calibration,  # type: ignore[no-untyped-call]  # not annotated
         ):
-            shared = torch.ones(2, device="cpu", requires_grad=True).neg()
-            torch.autograd.backward((shared.neg() + shared.neg()).sum())
+            both = torch.ones(2, device="cpu", requires_grad=True).neg()
+            torch.autograd.backward((both.neg() + both.neg()).sum())
         self._sole_owner = calibration.seen
 
     def find(self, func: Any, args: Any) -> tuple[Any, Any] | None:

@@ -399,7 +399,10 @@ def test_failing_start_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) ->
 
 
 FORKS = """
-import json, multiprocessing
+import warnings
+
+# Python 3.12 warns of every fork in a process with threads, and the sampler is one.
+warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
 
 def fork(work):
     child = os.fork()
@@ -421,11 +424,6 @@ def work():
         print("the child has a mode")
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         print("the child has a handler")
-
-def leave():
-    global in_child
-    in_child = True
-    raise SystemExit
 
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 with attnprof.trace(directory) as tracer:
@@ -452,7 +450,10 @@ class Data(torch.utils.data.Dataset):
         return torch.full((4,), item) * 2.0
 
 with attnprof.trace(sys.argv[1] + "-loader") as tracer:
-    for batch in torch.utils.data.DataLoader(Data(), batch_size=2, num_workers=2):
+    loader = torch.utils.data.DataLoader(
+        Data(), batch_size=2, num_workers=2, multiprocessing_context="fork"
+    )
+    for batch in loader:
         model(batch).sum().backward()
 print("batches:", len(tracer.run.steps))
 """
