@@ -8,7 +8,7 @@ Known limitations:
     The native allocator only; with ``cudaMallocAsync`` or a pluggable allocator there is no
     history, and the ledger's view of storages is all there is.
     Allocations of a program that first uses CUDA inside the trace carry no op numbers.
-    The history is a ring. What fell out of it between two commits is counted in `lost_events`.
+    The history is a ring. What fell out of it between two commits is gone, and `lost_events` says so.
     ``docs/gpu.md`` says which parts have run on a GPU.
 """
 
@@ -52,8 +52,8 @@ class AllocatorHistory:
         self._is_started = False
         self._is_ours = False
         self._seen: dict[int, int] = {}
-        self.lost_events = 0
-        """Events that fell out of the ring before they were read."""
+        self.lost_events = False
+        """Whether events fell out of the ring before they were read; goes into run.json."""
 
     @property
     def tag(self) -> Callable[[str], None] | None:
@@ -89,7 +89,7 @@ class AllocatorHistory:
             if len(trace) < begin:  # someone cleared the history
                 begin = 0
             if len(trace) >= RING_EVENTS and self._is_ours:
-                self.lost_events += 1
+                self.lost_events = True
             rows = [_read_event(device, event) for event in trace[begin:]]
             self._recorder.allocator_events.extend(rows)
             self._seen[device] = len(trace)

@@ -87,6 +87,7 @@ class Tracer:
         self._recorder: Recorder | None = None
         self._ledger: Ledger | None = None
         self._names: ModuleNames | None = None
+        self._history: AllocatorHistory | None = None
         self._writer: RunWriter | None = None
         self._process = -1
 
@@ -153,7 +154,7 @@ class Tracer:
         self._recorder = recorder = Recorder(self._writer)
         self._ledger = ledger = Ledger(recorder)
         self._names = names = ModuleNames(recorder, ledger)
-        history = AllocatorHistory(recorder)
+        self._history = history = AllocatorHistory(recorder)
         modes = ThreadModes(recorder, ledger, history.tag)
         enter = self._stack.enter_context
         self._stack.callback(ledger.close)
@@ -197,6 +198,8 @@ class Tracer:
                 # Only now: what GPUs there are may not be asked before the program uses them.
                 environment = {**describe_environment(), "gpus": describe_gpus()}
                 more: dict[str, Any] = {"environment": environment}
+                if self._history is not None and self._history.lost_events:
+                    more["lost_allocator_events"] = True
                 if error is not None:
                     more["error"] = {"type": type(error).__qualname__, "message": _text_of(error)}
                 if self._recorder.stopped_by is not None:
