@@ -8,7 +8,7 @@ Known limitations:
     The native allocator only; with ``cudaMallocAsync`` or a pluggable allocator there is no
     history, and the ledger's view of storages is all there is.
     Allocations of a program that first uses CUDA inside the trace carry no op numbers.
-    The history is a ring. What fell out of it between two commits is gone, and `lost_events` says so.
+    The history is a ring. What fell out of it between two commits is gone; `lost_events` says so.
     ``docs/gpu.md`` says which parts have run on a GPU.
 """
 
