@@ -67,6 +67,11 @@ class Run:
         return self.attribution.allocations.drop("start", "end")
 
     @property
+    def has_lost_commits(self) -> bool:
+        """Whether the newest commits are missing from the run's files (partly copied, truncated)."""
+        return self._stored.lost
+
+    @property
     def has_compiled_code(self) -> bool:
         """Whether compiled modules ran, inside which ops and their storages are not all seen."""
         return bool(self.attribution.facts.is_compiled.any())

@@ -26,7 +26,7 @@ def find_calls(facts: Facts, flow: Flow) -> list[AttentionCall]:
     # Mixing with a fixed set of slots (experts, streams) looks like low-rank attention but for
     # the softmax between the products.
     calls = [c for c in read if c.has_normaliser or c.pattern is not Pattern.LOW_RANK]
-    calls += _find_single_ops(facts, flow)
+    calls += _find_single_ops(facts)
     return sorted(calls, key=lambda call: call.ops[0])
 
 
@@ -67,7 +67,7 @@ def _read_pair(facts: Facts, flow: Flow, pair: Pair) -> AttentionCall:
     )
     call.backend = facts.short_names[facts.code[normalisers[0]]]
     read_shapes(facts, flow, pair, call)
-    _find_masks(facts, flow, call, root)
+    _find_masks(facts, call)
     return call
 
 
@@ -124,13 +124,11 @@ def _add_side_ops(facts: Facts, pair: Pair, call: AttentionCall) -> None:
         (call.softmax_ops if made_from & call.softmax_ops else call.score_ops).add(op)
 
 
-def _find_masks(facts: Facts, flow: Flow, call: AttentionCall, root: int) -> None:
+def _find_masks(facts: Facts, call: AttentionCall) -> None:
+    """Note what joins the scores, or the softmax results, from the side."""
     own = call.score_ops | call.softmax_ops
-    products = set(call.seconds)
-    for op in sorted(own):
+    for op in sorted(own - call.seconds):
         skip = set(factors(facts, op)) if is_product(facts, op) else set()
-        if op in products:
-            continue
         for row in facts.rows_in(op):
             made = int(facts.producer_row[row])
             if row in skip or (made >= 0 and int(facts.row_op[made]) in own):
@@ -139,7 +137,7 @@ def _find_masks(facts: Facts, flow: Flow, call: AttentionCall, root: int) -> Non
                 (call.softmax_rows if op in call.softmax_ops else call.mask_rows).append(row)
 
 
-def _find_single_ops(facts: Facts, flow: Flow) -> list[AttentionCall]:
+def _find_single_ops(facts: Facts) -> list[AttentionCall]:
     """Return the calls that are one op: fused kernels, and whole layers in one op."""
     fused = [bool(_FUSED.search(n)) and "backward" not in n for n in facts.short_names]
     opaque = [bool(_OPAQUE.search(n)) for n in facts.short_names]
@@ -153,12 +151,12 @@ def _find_single_ops(facts: Facts, flow: Flow) -> list[AttentionCall]:
             call.is_recompute = bool(facts.is_recompute[op])
             call.backend = facts.short_names[code]
             if fused[code]:
-                _read_fused(facts, flow, call)
+                _read_fused(facts, call)
             calls.append(call)
     return calls
 
 
-def _read_fused(facts: Facts, flow: Flow, call: AttentionCall) -> None:
+def _read_fused(facts: Facts, call: AttentionCall) -> None:
     op = call.ops[0]
     rows = [r for r in facts.rows_in(op) if len(facts.signature_of(r).shape) >= 3]
     outs = facts.rows_out(op)

@@ -1,5 +1,6 @@
 """Put the rules together: every block of a run gets a category, a layer, a phase and a step."""
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,11 +60,13 @@ def _name_inference_phases(
     keeping = set(kept.cache.values()) | set(kept.state.values())
     if not keeping:
         return
+    first_ops = [call.ops[0] for call in calls]  # ascending
     first = True
     for begin, end, grad in zip(
         timeline.forward_begin, timeline.forward_exit, timeline.forward_has_grad, strict=True
     ):
-        inside = [c for c in calls if begin <= c.ops[0] < end and c.layer in keeping]
+        own = calls[bisect_left(first_ops, begin) : bisect_left(first_ops, end)]
+        inside = [call for call in own if call.layer in keeping]
         modules = np.unique(facts.op_module[begin:end]).tolist()
         if grad or not (inside or any(facts.module_paths[m] in keeping for m in modules)):
             continue

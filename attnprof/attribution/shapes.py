@@ -169,7 +169,7 @@ def _count_tokens(facts: Facts, keys: int, call: AttentionCall) -> int:
     Counted in the module call that contains the whole layer: the leading dimension of its input
     is the batch.
     """
-    outer = _outer_batch(facts, call.ops[0])
+    outer = facts.batch_of_scope.get(int(facts.scope[call.ops[0]]), 0)
     if not outer:
         return 0
     row = keys
@@ -188,10 +188,3 @@ def _count_tokens(facts: Facts, keys: int, call: AttentionCall) -> int:
             break
         row = max(inputs, key=lambda r: facts.signature_of(r).numel)
     return 0
-
-
-def _outer_batch(facts: Facts, op: int) -> int:
-    """Return the batch size of the outermost forward that ``op`` ran in, or 0 if unknown."""
-    scope = int(facts.scope[op])
-    batch: int = facts.batch_of_scope.get(scope, 0)
-    return batch

@@ -7,7 +7,6 @@ import polars as pl
 from attnprof.analysis.peak import Peak, find_peak
 from attnprof.report.verdict import format_share
 from attnprof.run import Run
-from attnprof.store import open_run
 from attnprof.units import format_bytes
 from attnprof.vocabulary import AttentionKind, Category, Status
 
@@ -26,7 +25,7 @@ class Note:
 def collect_notes(run: Run, peak: Peak) -> list[Note]:
     """Return the remarks on a report; what is unattributed and inferred is always among them."""
     notes = [_note_status(run), _note_unattributed(peak), _note_inferred(peak)]
-    if open_run(run.path).lost:
+    if run.has_lost_commits:
         notes.append(
             Note(
                 "files",
