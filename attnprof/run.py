@@ -68,7 +68,7 @@ class Run:
 
     @property
     def has_lost_commits(self) -> bool:
-        """Whether the newest commits are missing from the run's files (partly copied, truncated)."""
+        """Whether the newest commits are missing from the run's files (truncated, half copied)."""
         return self._stored.lost
 
     @property
