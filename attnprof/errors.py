@@ -2,6 +2,7 @@
 
     AttnprofError
     ├── CaptureError         tracing could not start, or was used wrongly
+    ├── DryRunError          a program cannot run without values, or without a real device
     ├── RunFormatError       a directory is not a run, or not one this version can read
     ├── AttributionError     the recorded facts contradict each other
     ├── BudgetExceeded       a memory budget or growth law was broken
@@ -18,6 +19,10 @@ class AttnprofError(Exception):
 
 class CaptureError(AttnprofError):
     """Tracing could not start, or was used in a way it does not support."""
+
+
+class DryRunError(AttnprofError):
+    """A program does what a dry run cannot; the message names the line."""
 
 
 class RunFormatError(AttnprofError):

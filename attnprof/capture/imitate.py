@@ -21,9 +21,11 @@ Known limitations:
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from attnprof.capture.dynamo import SKIPPING
@@ -99,17 +101,10 @@ class InPlaceForms:
 
     def __init__(self) -> None:
         """Learn how many owners a gradient has that only autograd holds, in this torch."""
-        # Out of sight of the program's own modes, and of its hooks for saved tensors: nothing
-        # here saves one.
-        with (
-            _disable_current_modes(),
-            torch.inference_mode(mode=False),
-            torch.enable_grad(),
-            _Calibration() as calibration,  # type: ignore[no-untyped-call]  # not annotated
-        ):
-            both = torch.ones(2, device="cpu", requires_grad=True).neg()
-            torch.autograd.backward((both.neg() + both.neg()).sum())
-        self._sole_owner = calibration.seen
+        fake_mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+        self._sole_owner = {torch.Tensor: _calibrate(nullcontext())}
+        if fake_mode is not None:
+            self._sole_owner[FakeTensor] = _calibrate(FakeTensorMode())
 
     def find(self, func: Any, args: Any) -> tuple[Any, Any] | None:
         """Return the in-place operator and its arguments to run instead, or None.
@@ -125,9 +120,10 @@ class InPlaceForms:
         if func is aten.add.Tensor:
             if name not in NODES_WITHOUT_ADDITIONS or len(args) != 2 or not _are_alike(*args):
                 return None
-            return (aten.add_.Tensor, args) if _count_owners(args) == self._sole_owner else None
+            is_sole = _count_owners(args) == self._sole_owner.get(args[0].__class__)
+            return (aten.add_.Tensor, args) if is_sole else None
         nodes, in_place = WRITES_TO_ZEROS[func]
-        if name not in nodes or type(args[0]) is not torch.Tensor:
+        if name not in nodes or type(args[0]) not in self._sole_owner:
             return None
         if in_place is aten._index_put_impl_.default:
             args = (*args, True)  # unsafe: the indices were checked in forward already
@@ -136,6 +132,23 @@ class InPlaceForms:
 
 IMITATED = frozenset({aten.add.Tensor, *WRITES_TO_ZEROS})
 """The ops to ask `InPlaceForms` about."""
+
+
+def _calibrate(kind: AbstractContextManager[Any]) -> tuple[int, int, int] | None:
+    """Return the owners of a gradient that only autograd holds, among tensors made in ``kind``."""
+    # Out of sight of the program's own modes, and of its hooks for saved tensors: nothing here
+    # saves one.
+    with (
+        _disable_current_modes(),
+        torch.inference_mode(mode=False),
+        torch.enable_grad(),
+        kind,
+        _Calibration() as calibration,  # type: ignore[no-untyped-call]  # not annotated
+    ):
+        both = torch.ones(2, device="cpu", requires_grad=True).neg()
+        torch.autograd.backward((both.neg() + both.neg()).sum())
+    seen: tuple[int, int, int] | None = calibration.seen
+    return seen
 
 
 def _count_owners(args: Any) -> tuple[int, int, int]:
@@ -147,7 +160,7 @@ def _count_owners(args: Any) -> tuple[int, int, int]:
 
 def _are_alike(old: Any, new: Any) -> bool:
     return (
-        old.__class__ is new.__class__ is torch.Tensor
+        old.__class__ is new.__class__
         and old.layout is torch.strided
         and new.layout is torch.strided
         and not (old.is_nested or new.is_nested)

@@ -37,8 +37,14 @@ class StorageRef(weakref.ref):  # type: ignore[type-arg]  # weakref.ref takes no
 class Ledger:
     """The live storages, each under a number of its own that is never used again."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        """Report births and frees to ``recorder``."""
+    def __init__(self, recorder: Recorder, *, fake_device: torch.device | None = None) -> None:
+        """Report births and frees to ``recorder``.
+
+        Args:
+            recorder: What writes them down.
+            fake_device: The device that fake storages are counted on, which by themselves lie
+                on the meta device.
+        """
         self.live: dict[int, StorageRef] = {}
         """StorageImpl address -> reference; an entry leaves before its address can be reused."""
         self._recorder = recorder
@@ -46,6 +52,7 @@ class Ledger:
         self._events = recorder.storage_events
         self._ops = recorder.ops
         self._on_death = self._forget
+        self._fake_device = fake_device
         self._devices: dict[torch.device, tuple[int, bool]] = {}
         """Device -> its number, and whether its storages have addresses."""
 
@@ -128,13 +135,23 @@ class Ledger:
             )
         )
 
+    def mark(self) -> int:
+        """Return a number that lies between those of storages met before and after now."""
+        return next(self._numbers)
+
+    def count_bytes(self, *, since: int) -> int:
+        """Return the bytes of the live storages that were met after `mark` gave ``since``."""
+        return sum(ref.size_bytes for ref in list(self.live.values()) if ref.storage > since)
+
     def close(self) -> None:
         """Let go of all references; nothing is recorded any more."""
         self.live.clear()
 
     def _meet(self, device: torch.device) -> tuple[int, bool]:
         # Meta and fake storages have no address to give; asking a fake one warns or raises.
-        known = self._devices[device] = (self._recorder.find_device(device), device.type != "meta")
+        is_real = device.type != "meta"
+        counted_on = device if is_real else self._fake_device or device
+        known = self._devices[device] = (self._recorder.find_device(counted_on), is_real)
         return known
 
     def _forget(self, ref: StorageRef) -> None:

@@ -37,8 +37,8 @@ class Operator:
     """What is known of an operator before it runs."""
 
     __slots__ = (
-        "call", "code", "decomposes", "func", "imitated", "is_plain", "lifts", "resizes",
-        "tensors_end", "written",
+        "call", "code", "decomposes", "func", "imitated", "is_plain", "is_question",
+        "resizes", "tensors_end", "written",
     )  # fmt: skip
 
     def __init__(self, func: Any, recorder: Recorder) -> None:
@@ -61,17 +61,21 @@ class Operator:
         self.written = tuple(written) if written and not schema.returns else ()
         """Positions of operands it writes without returning them."""
         self.resizes = out_only or name.split("::")[-1] in _RESIZING
-        self.lifts = name == "aten::lift_fresh"
-        """Its operand was made just now, by `torch.tensor`, where no mode can see."""
         self.decomposes = schema is not None and _is_composite(func.name())
         """It is nothing but other ops. Autograd takes it apart before a mode sees it; under
         inference_mode nobody does, so the mode has to."""
         self.imitated = func in IMITATED
-        self.is_plain = not (self.decomposes or self.imitated)
+        self.is_question = name == "prim::device"
+        """It only asks a tensor something, as fake ones are asked many times; it is no fact."""
+        self.is_plain = not (self.decomposes or self.imitated or self.is_question)
         """It is run and written down; nothing else is to be considered."""
         holders = [i + 1 for i, a in enumerate(arguments) if "Tensor" in str(a.type)]
         self.tensors_end = max(holders, default=0) if schema else sys.maxsize
-        """No argument from this position on can hold a tensor."""
+        """No argument from this position on can hold a tensor that counts."""
+        if name == "aten::lift_fresh":
+            # Its operand was made just now, by `torch.tensor`, where no mode can see; it becomes
+            # the result, or under fake tensors is dropped for one.
+            self.tensors_end = 0
 
 
 _RESIZING = frozenset({"resize_", "resize_as_", "set_", "resize_storage_bytes_", "resize_output_"})
@@ -80,7 +84,7 @@ _RESIZING = frozenset({"resize_", "resize_as_", "set_", "resize_storage_bytes_",
 def _is_composite(name: str) -> bool:
     """Return whether an operator has no kernel of its own on any device, only a decomposition."""
     if name.startswith("prim::"):
-        return False  # reads a tensor's device or layout, and "decomposes" into itself
+        return False  # reads a tensor's layout, say, and "decomposes" into itself
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return has_kernel(name, "CompositeImplicitAutograd") and not any(
         has_kernel(name, key) for key in ("CPU", "CUDA", "CompositeExplicitAutograd")
@@ -144,6 +148,8 @@ class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotat
             return NotImplemented  # the subclass takes it apart, and its pieces come back here
         operator = self._operators.get(id(func)) or self._meet(func)
         if not operator.is_plain:
+            if operator.is_question:
+                return operator.call(*args)
             if operator.imitated and not kwargs:
                 in_place = self._in_place_forms.find(func, args)
                 if in_place is not None:
@@ -155,7 +161,7 @@ class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotat
                 if result is not NotImplemented:
                     return result
         fact = [operator.code, self.scope, self.thread]
-        self._describe(args[: operator.tensors_end], fact, operator.lifts)
+        self._describe(args[: operator.tensors_end], fact, False)
         if kwargs and operator.tensors_end:
             self._describe(kwargs.values(), fact, False)
         inputs_end = len(fact)

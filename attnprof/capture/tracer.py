@@ -24,6 +24,7 @@ from attnprof.capture.devices import (
     sampling,
 )
 from attnprof.capture.dynamo import leave_alone
+from attnprof.capture.endings import status_of, text_of, without_own_frames
 from attnprof.capture.ledger import Ledger, plain_tensors
 from attnprof.capture.modules import ModuleNames, ModuleWatch
 from attnprof.capture.optimizers import OptimizerWatch
@@ -37,7 +38,6 @@ from attnprof.vocabulary import Category, Role, Status
 if TYPE_CHECKING:
     from attnprof.run import Run
 
-_OWN_FILES = str(Path(__file__).parent) + os.sep
 _active: "Tracer | None" = None
 _active_lock = threading.Lock()
 
@@ -55,7 +55,12 @@ class Tracer:
     """
 
     def __init__(
-        self, directory: str | Path | None = None, *, samples_per_second: float = 10.0
+        self,
+        directory: str | Path | None = None,
+        *,
+        samples_per_second: float = 10.0,
+        info: dict[str, Any] | None = None,
+        fake_device: torch.device | None = None,
     ) -> None:
         """Prepare a trace; nothing happens before ``with``.
 
@@ -63,6 +68,8 @@ class Tracer:
             directory: Where to write the run: a new or empty directory. Without it the run is
                 kept in a temporary one, for as long as this tracer or its run is in use.
             samples_per_second: How often host and GPU totals are sampled; 0 for never.
+            info: What run.json says besides; read when the trace begins and again when it ends.
+            fake_device: The device that fake storages are counted on instead of ``meta``.
 
         Raises:
             TypeError: ``directory`` is not a path.
@@ -83,6 +90,8 @@ class Tracer:
             )
         self._directory = None if directory is None else Path(directory)
         self._samples_per_second = samples_per_second
+        self._info = {} if info is None else info
+        self._fake_device = fake_device
         self._stack = ExitStack()
         self._recorder: Recorder | None = None
         self._ledger: Ledger | None = None
@@ -105,6 +114,17 @@ class Tracer:
         if _active is self:
             self._recorder.commit()
         return Run.load(self._directory, keep_alive=self)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The storages that are live now.
+
+        Raises:
+            CaptureError: Tracing has not begun.
+        """
+        if self._ledger is None:
+            raise CaptureError("this trace has not begun: ask inside or after 'with'")
+        return self._ledger
 
     @leave_alone
     def step(self) -> None:
@@ -148,11 +168,15 @@ class Tracer:
         else:
             self._directory = self._directory.absolute()
             claim_directory(self._directory)
-        info = {"environment": describe_environment(), "writer": describe_writer()}
+        info = {
+            "environment": describe_environment(),
+            "writer": describe_writer(),
+            **self._info,
+        }
         self._process = os.getpid()
         self._writer = RunWriter(self._directory, info)
         self._recorder = recorder = Recorder(self._writer)
-        self._ledger = ledger = Ledger(recorder)
+        self._ledger = ledger = Ledger(recorder, fake_device=self._fake_device)
         self._names = names = ModuleNames(recorder, ledger)
         self._history = history = AllocatorHistory(recorder)
         modes = ThreadModes(recorder, ledger, history.tag)
@@ -176,8 +200,8 @@ class Tracer:
     ) -> None:
         """End tracing; the program's exception, if there is one, passes on as it was raised."""
         if error is not None:
-            error.__traceback__ = _without_own_frames(error.__traceback__)
-        self._end(_status_of(error), error)
+            error.__traceback__ = without_own_frames(error.__traceback__)
+        self._end(status_of(error), error)
 
     def _end(self, status: Status, error: BaseException | None = None) -> None:
         global _active
@@ -197,11 +221,11 @@ class Tracer:
                 _active = None
                 # Only now: what GPUs there are may not be asked before the program uses them.
                 environment = {**describe_environment(), "gpus": describe_gpus()}
-                more: dict[str, Any] = {"environment": environment}
+                more: dict[str, Any] = {**self._info, "environment": environment}
                 if self._history is not None and self._history.lost_events:
                     more["lost_allocator_events"] = True
                 if error is not None:
-                    more["error"] = {"type": type(error).__qualname__, "message": _text_of(error)}
+                    more["error"] = {"type": type(error).__qualname__, "message": text_of(error)}
                 if self._recorder.stopped_by is not None:
                     more["recording_stopped"] = self._recorder.stopped_by
                 self._close_writer(status, more)
@@ -341,51 +365,3 @@ def _remove_directory(directory: Path, owner: int) -> None:
     """Remove a temporary run, if this is the process that made it and not a forked child."""
     if os.getpid() == owner:
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _text_of(error: BaseException) -> str:
-    """Return an exception's message, if it can say one."""
-    try:
-        return str(error)[:2000]
-    except Exception as broken:
-        return f"(its message cannot be had: {type(broken).__name__})"
-
-
-_SIGNS_OF_NO_MEMORY = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "CUDA error: out of memory",
-    "BLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
-
-
-def _status_of(error: BaseException | None) -> Status:
-    if error is None or isinstance(error, GeneratorExit):
-        return Status.COMPLETED
-    if isinstance(error, SystemExit):
-        return Status.COMPLETED if error.code in (None, 0) else Status.FAILED
-    if isinstance(error, KeyboardInterrupt):
-        return Status.INTERRUPTED
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return Status.OUT_OF_MEMORY
-    # The CPU allocator, the driver and CUDA's libraries have no exception of their own.
-    text = _text_of(error) if isinstance(error, RuntimeError) else ""
-    if any(sign in text for sign in _SIGNS_OF_NO_MEMORY):
-        return Status.OUT_OF_MEMORY
-    return Status.FAILED
-
-
-def _without_own_frames(traceback: TracebackType | None) -> TracebackType | None:
-    """Return the traceback without the frames of the tracer's handlers."""
-    while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OWN_FILES):
-        traceback = traceback.tb_next
-    frame = traceback
-    while frame is not None:
-        following = frame.tb_next
-        while following is not None and following.tb_frame.f_code.co_filename.startswith(
-            _OWN_FILES
-        ):
-            following = following.tb_next
-        frame.tb_next = following
-        frame = following
-    return traceback

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import attnprof
-from attnprof.capture.tracer import _status_of
+from attnprof.capture.endings import status_of
 from attnprof.store.writer import RunWriter
 from attnprof.vocabulary import Status
 from tests.capture.remains import list_remains
@@ -492,4 +492,4 @@ def test_data_loader_with_workers_works_inside_a_trace(forks: tuple[Path, str]) 
 
 
 def test_status_of_no_error_is_completed() -> None:
-    assert _status_of(None) is Status.COMPLETED
+    assert status_of(None) is Status.COMPLETED

@@ -1,0 +1,105 @@
+"""Say in one line why a program cannot run on fake tensors, and where."""
+
+import logging
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+
+from attnprof.errors import DryRunError
+
+_MEASURE = "or measure this model for real"
+_BY_TYPE: dict[type[Exception], tuple[str, str]] = {
+    DataDependentOutputException: (
+        "the program reads values of a tensor",
+        f"a dry run has shapes but no values; take the value from Python instead, {_MEASURE}",
+    ),
+    DynamicOutputShapeException: (
+        "the shape of a result depends on the values of its operands",
+        "a dry run has shapes but no values; use a form with a fixed shape (a mask in place of "
+        f"boolean indexing), {_MEASURE}",
+    ),
+    UnsupportedOperatorException: (
+        "an operator says nothing of the shapes it returns",
+        f"register that with torch.library.register_fake, {_MEASURE}",
+    ),
+    UnsupportedFakeTensorException: (
+        "a tensor of a kind that cannot be faked is used",
+        f"use a plain one, {_MEASURE}",
+    ),
+}
+_BY_TEXT: dict[str, tuple[str, str]] = {
+    "Mixing fake modes": (
+        "a tensor that an earlier dry run made is still in use",
+        "something keeps tensors from one run to the next (a global, a cache); build all of it "
+        "inside make_step",
+    ),
+    "not supported for tensor subclasses": (
+        "the program takes a tensor's values out of torch",
+        f"a dry run has shapes but no values; keep them in torch, {_MEASURE}",
+    ),
+    "data pointer": (
+        "a kernel outside of torch's operators reads memory directly",
+        f"wrap it with torch.library.custom_op and register_fake, {_MEASURE}",
+    ),
+    "FakeTensor": ("an operation does not work on fake tensors", "measure this model for real"),
+}
+
+
+@contextmanager
+def saying_what_fails() -> Iterator[None]:
+    """Turn what torch raises because tensors are fake into a `DryRunError` that names the line.
+
+    Other exceptions are the program's own and pass on as they are. Torch's log of failed fake
+    kernels, a traceback for each, is silent meanwhile: the exception says the same.
+    """
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        yield
+    except DryRunError:
+        raise
+    except Exception as error:
+        reason = _find_reason(error)
+        if reason is None:
+            raise
+        what, remedy = reason
+        raise DryRunError(
+            f"{what} at {_find_origin(error)} ({_shorten(error)}); {remedy}"
+        ) from error
+    finally:
+        log.disabled = was_disabled
+
+
+def _find_reason(error: Exception) -> tuple[str, str] | None:
+    for kind, reason in _BY_TYPE.items():
+        if isinstance(error, kind):
+            return reason
+    text = str(error)
+    return next((reason for sign, reason in _BY_TEXT.items() if sign in text), None)
+
+
+_LIBRARY = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
+
+
+def _find_origin(error: Exception) -> str:
+    """Return the innermost line outside of torch and attnprof that the exception passed."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(_LIBRARY)
+    ]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "an unknown line"
+
+
+def _shorten(error: Exception) -> str:
+    text = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

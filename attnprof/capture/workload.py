@@ -1,0 +1,138 @@
+"""One workload at one sequence length: build a step, run it, and keep what was recorded."""
+
+import gc
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnprof.capture.tracer import Tracer
+
+if TYPE_CHECKING:
+    from attnprof.run import Run
+
+Step = Callable[[], Any]
+"""Runs one step of a workload."""
+MakeStep = Callable[[int, str], Step]
+"""``make_step(seq_len, device)``: builds a model and its inputs and returns a `Step`."""
+
+
+def record_workload(
+    make_step: MakeStep,
+    seq_len: int,
+    *,
+    device: str = "cpu",
+    directory: str | Path | None = None,
+    steps: int | None = None,
+) -> "Run":
+    """Build a workload, run it for real, and return its run.
+
+    Building is part of the run: what the model needs while it is made can be the peak too.
+
+    Args:
+        make_step: Builds model and inputs for a length on a device and returns a function
+            without arguments that runs one step.
+        seq_len: The sequence length n, in tokens.
+        device: Handed to ``make_step``.
+        directory: Where to write the run; a temporary one without it.
+        steps: How many steps to run. Without it one, and a second one if the first left memory
+            behind (gradients, optimizer state), which the next step then has beside its own.
+
+    Raises:
+        TypeError: ``make_step`` or what it returns cannot be called.
+        ValueError: ``seq_len`` or ``steps`` is not a positive whole number.
+        CaptureError: Another trace is running, or the directory cannot be used.
+        Exception: Whatever the workload raises, as it was raised.
+    """
+    check_workload(make_step, seq_len, steps)
+    workload = describe_workload(make_step, seq_len, source="measured")
+    tracer = Tracer(directory, info={"workload": workload})
+    with tracer:
+        workload["steps"] = run_steps(tracer, make_step, seq_len, device, steps)
+    return tracer.run
+
+
+def run_steps(
+    tracer: Tracer, make_step: MakeStep, seq_len: int, device: str, steps: int | None
+) -> int:
+    """Build the step and run it under a running trace; return how many steps were run.
+
+    Args:
+        tracer: The trace, inside its ``with``.
+        make_step: As for `record_workload`.
+        seq_len: As for `record_workload`.
+        device: As for `record_workload`.
+        steps: As for `record_workload`.
+
+    Raises:
+        TypeError: ``make_step`` does not return a function.
+    """
+    step = make_step(seq_len, device)
+    if not callable(step):
+        raise TypeError(
+            f"make_step must return a function that runs one step, got {type(step).__name__}; "
+            f"end {name_of(make_step)} with 'return step', where 'def step(): ...' does the work"
+        )
+    before = tracer.ledger.mark()
+    for _ in range(steps or 1):
+        step()
+        tracer.step()
+    if steps is not None:
+        return steps
+    if not tracer.ledger.count_bytes(since=before):
+        return 1
+    gc.collect()  # what only reference cycles hold is not left behind
+    if not tracer.ledger.count_bytes(since=before):
+        return 1
+    step()
+    tracer.step()
+    return 2
+
+
+def check_workload(make_step: object, seq_len: object, steps: object = None) -> None:
+    """Raise if these cannot be arguments of `record_workload`.
+
+    Raises:
+        TypeError: ``make_step`` cannot be called with a length and a device, or a number is none.
+        ValueError: ``seq_len`` or ``steps`` is under 1.
+    """
+    if not callable(make_step):
+        raise TypeError(
+            "make_step must be a function make_step(seq_len, device) that builds a model and "
+            f"returns a function running one step, got {type(make_step).__name__}"
+        )
+    try:
+        inspect.signature(make_step).bind(1, "cpu")
+    except ValueError:  # a builtin that has no signature to read
+        pass
+    except TypeError as error:
+        raise TypeError(
+            f"{name_of(make_step)} cannot be called as make_step(seq_len, device): {error}"
+        ) from None
+    _check_count("seq_len", seq_len)
+    if steps is not None:
+        _check_count("steps", steps)
+
+
+def describe_workload(make_step: MakeStep, seq_len: int, *, source: str) -> dict[str, Any]:
+    """Return what run.json says of a workload; ``steps`` joins it when they have been run."""
+    return {"seq_len": seq_len, "source": source, "make_step": name_of(make_step)}
+
+
+def name_of(make_step: object) -> str:
+    """Return a name by which a reader finds the function: ``file.py:function``."""
+    described = getattr(make_step, "target", None)  # a reference to a function in a script
+    if isinstance(described, str):
+        return described
+    function = inspect.unwrap(make_step) if callable(make_step) else make_step
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    code = getattr(function, "__code__", None)
+    return f"{os.path.basename(code.co_filename)}:{name}" if code is not None else name
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be 1 or more, got {value}")
