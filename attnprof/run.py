@@ -6,10 +6,13 @@ from typing import Any
 
 import polars as pl
 
+from attnprof.analysis.allocator import AllocatorSettings, Simulation, simulate_allocator
 from attnprof.analysis.layers import describe_layers
 from attnprof.analysis.peak import Peak, find_peak
 from attnprof.analysis.steps import describe_steps
 from attnprof.analysis.timeline import sample_timeline
+from attnprof.analysis.what_if.advice import Advice, WhatIf, ask, find_advice
+from attnprof.analysis.what_if.scenario import Options
 from attnprof.attribution import Attribution, attribute
 from attnprof.store import StoredRun, open_run
 from attnprof.vocabulary import Status
@@ -67,6 +70,11 @@ class Run:
         return self.attribution.allocations.drop("start", "end")
 
     @property
+    def is_dry(self) -> bool:
+        """Whether the program ran on fake tensors; see `attnprof.dry_run`."""
+        return "dry_run" in self.info
+
+    @property
     def has_lost_commits(self) -> bool:
         """Whether the newest commits are missing from the run's files (truncated, half copied)."""
         return self._stored.lost
@@ -79,7 +87,7 @@ class Run:
     @cached_property
     def steps(self) -> pl.DataFrame:
         """A row per step: length and batch of its data, peak and reserved bytes, seconds."""
-        return describe_steps(self.attribution)
+        return describe_steps(self.attribution, is_dry=self.is_dry)
 
     def peak(
         self, *, step: int | None = None, device: str | None = None, phase: str | None = None
@@ -96,6 +104,30 @@ class Run:
         """
         return find_peak(self.attribution.allocations, step=step, device=device, phase=phase)
 
+    def simulate_allocator(
+        self,
+        *,
+        device: str | None = None,
+        settings: AllocatorSettings | None = None,
+        capacity_bytes: int | None = None,
+    ) -> Simulation:
+        """Return what CUDA's caching allocator does with the run's allocations.
+
+        Args:
+            device: The device; without it the GPU that held most, else the CPU.
+            settings: The allocator's options; without, torch's defaults.
+            capacity_bytes: What the device has for the allocator; without, no limit.
+
+        Raises:
+            ValueError: The run has no such device.
+        """
+        return simulate_allocator(
+            self.attribution.allocations,
+            device=device,
+            settings=settings,
+            capacity_bytes=capacity_bytes,
+        )
+
     def layers(self) -> pl.DataFrame:
         """Return a row per attention layer.
 
@@ -104,6 +136,44 @@ class Run:
         predicted_saved_bytes, backend_reason.
         """
         return describe_layers(self.attribution)
+
+    def what_if(
+        self,
+        *scenarios: str,
+        kv_heads: int | None = None,
+        latent_dim: int | None = None,
+        batch: float | None = None,
+        seq_len: int | None = None,
+        device: str | None = None,
+    ) -> WhatIf:
+        """Return what the run would have needed with some changes, by replaying its allocations.
+
+        Args:
+            scenarios: Names such as ``"fused_attention"`` and ``"checkpointing"``; several are
+                replayed together. A number below adds the scenario that needs it.
+            kv_heads: Key/value heads per layer (``"gqa"``).
+            latent_dim: Elements per token and layer in place of K and V (``"cache_latent"``).
+            batch: Factor on the batch size (``"batch"``).
+            seq_len: The sequence length n (``"seq_len"``).
+            device: As for `peak`.
+
+        Raises:
+            ValueError: A scenario does not apply to the run, or is unknown; a number is out of
+                range; or the run has no such device.
+        """
+        options = Options(kv_heads=kv_heads, latent_dim=latent_dim, batch=batch, seq_len=seq_len)
+        return ask(self.attribution, scenarios, options, device=device)
+
+    def advice(self, *, device: str | None = None) -> list[Advice]:
+        """Return what would lower the peak by at least 1 %, the largest saving first.
+
+        Args:
+            device: As for `peak`.
+
+        Raises:
+            ValueError: The run has no such device.
+        """
+        return find_advice(self.attribution, device=device)
 
     def timeline(self, max_points: int = 2000, *, device: str | None = None) -> pl.DataFrame:
         """Return live bytes by category over time, at most ``max_points`` rows, extremes kept.

@@ -62,7 +62,7 @@ class _LayerBytes:
         frame = attribution.allocations
         storage = attribution.blocks.storage.tolist()
         self._size: dict[int, int] = {}
-        for number, size in zip(storage, frame["size_bytes"].to_list(), strict=True):
+        for number, size in zip(storage, frame["requested_bytes"].to_list(), strict=True):
             self._size[number] = max(size, self._size.get(number, 0))
         saved = frame["saved"].to_list()
         self.saved = {number for number, kept in zip(storage, saved, strict=True) if kept}

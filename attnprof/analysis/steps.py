@@ -3,17 +3,25 @@
 import numpy as np
 import polars as pl
 
+from attnprof.analysis.allocator import simulate_allocator
 from attnprof.analysis.peak import choose_device, replay
 from attnprof.attribution.attribute import Attribution
 from attnprof.attribution.phases import CODE
 
 
-def describe_steps(attribution: Attribution, *, device: str | None = None) -> pl.DataFrame:
+def describe_steps(
+    attribution: Attribution, *, device: str | None = None, is_dry: bool = False
+) -> pl.DataFrame:
     """Return a row per step.
 
     Columns: ``step``, ``begin_ns``, ``end_ns``, ``wall_seconds``, ``seq_len`` and ``batch`` of the
     data, ``ops``, ``peak_bytes`` and ``peak_phase`` on the device, ``reserved_bytes`` (null where
-    no allocator reserves), and seconds per phase as ``<phase>_seconds``.
+    it is not known), and seconds per phase as ``<phase>_seconds``.
+
+    Args:
+        attribution: A run's facts and what they mean.
+        device: The device; chosen as for a peak without it.
+        is_dry: Whether it was a dry run: what its CUDA device would reserve is simulated.
     """
     timeline, facts = attribution.timeline, attribution.facts
     device = choose_device(attribution.allocations, device)
@@ -23,6 +31,8 @@ def describe_steps(attribution: Attribution, *, device: str | None = None) -> pl
     step_of_block = replayed.frame["step"].to_numpy()
     phase_of_block = replayed.frame["phase"].cast(pl.String).to_list()
     lengths = _read_lengths(attribution)
+    is_simulated = is_dry and device.startswith("cuda")
+    reserved = _simulate_reserved(attribution, device) if is_simulated else [None] * len(begins)
     rows = []
     for step, (begin, end) in enumerate(zip(begins.tolist(), ends.tolist(), strict=True)):
         own = np.flatnonzero(step_of_block == step)
@@ -41,13 +51,28 @@ def describe_steps(attribution: Attribution, *, device: str | None = None) -> pl
                 "ops": end - begin,
                 "peak_bytes": int(replayed.live_bytes[at]) if at is not None else 0,
                 "peak_phase": phase_of_block[at] if at is not None else None,
-                "reserved_bytes": None,
+                "reserved_bytes": reserved[step],
                 **_time_phases(attribution, begin, end),
             }
         )
     return pl.DataFrame(
         rows, schema_overrides={"reserved_bytes": pl.Int64}, infer_schema_length=None
     )
+
+
+def _simulate_reserved(attribution: Attribution, device: str) -> list[int]:
+    """Return per step the most bytes that CUDA's caching allocator would reserve in it."""
+    simulated = simulate_allocator(attribution.allocations, device=device)
+    begins = np.searchsorted(
+        attribution.facts.events["op"], attribution.timeline.step_begin, "left"
+    )
+    first = np.searchsorted(simulated.positions, begins, "left")
+    ends = np.append(first[1:], len(simulated.positions))
+    # What was reserved when a step begins still is.
+    return [
+        int(simulated.reserved_bytes[max(begin - 1, 0) : end].max(initial=0))
+        for begin, end in zip(first.tolist(), ends.tolist(), strict=True)
+    ]
 
 
 def _time_phases(attribution: Attribution, begin: int, end: int) -> dict[str, float]:

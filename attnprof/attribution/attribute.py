@@ -101,7 +101,7 @@ def _build_allocations(
             "device": _look_up(facts.devices, blocks.device),
             "address": blocks.address,
             "size_bytes": blocks.size_bytes,
-            "requested_bytes": blocks.size_bytes,
+            "requested_bytes": blocks.requested_bytes,
             "start_ns": blocks.start_ns,
             "end_ns": pl.Series(blocks.end_ns).set(pl.Series(blocks.end_ns) < 0, None),
             "step": step,

@@ -18,6 +18,9 @@ class Blocks:
 
     storage: Ints
     size_bytes: Ints
+    """What the allocator takes."""
+    requested_bytes: Ints
+    """What the storage needs."""
     address: Ints
     device: Ints
     start: Ints
@@ -37,6 +40,11 @@ class Blocks:
     is_freed: Bools
 
 
+CUDA_BLOCK_BYTES = 512
+"""The caching allocator of CUDA takes multiples of this:
+https://github.com/pytorch/pytorch/blob/v2.13.0/c10/core/AllocatorConfig.h (``kMinBlockSize``)"""
+
+
 def find_blocks(facts: Facts) -> Blocks:
     """Pair the storage events into blocks."""
     events = facts.events
@@ -52,11 +60,16 @@ def find_blocks(facts: Facts) -> Blocks:
     ended = end < count
     end_ns = np.where(ended, events["time_ns"][np.minimum(end, count - 1)], -1) if count else end
     born = kind[starts] != RESIZED
+    requested = events["size_bytes"][starts]
+    device = events["device"][starts].astype(np.int64)
+    on_cuda = np.array([name.startswith("cuda") for name in facts.devices] or [False])[device]
+    rounded = -(-requested // CUDA_BLOCK_BYTES) * CUDA_BLOCK_BYTES
     return Blocks(
         storage=storage[starts],
-        size_bytes=events["size_bytes"][starts],
+        size_bytes=np.where(on_cuda, rounded, requested),
+        requested_bytes=requested,
         address=events["address"][starts],
-        device=events["device"][starts].astype(np.int64),
+        device=device,
         start=starts,
         end=end,
         start_ns=events["time_ns"][starts],

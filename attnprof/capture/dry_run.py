@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from attnprof.capture.cuda_dialect import CudaDialect
 from attnprof.capture.fake_failures import saying_what_fails
 from attnprof.capture.fake_parameters import (
     converting_fake_parameters,
@@ -90,8 +91,6 @@ def dry_run(
         ):
             stack.enter_context(context)
         if on_cuda:
-            from attnprof.capture.cuda_dialect import CudaDialect
-
             stack.enter_context(CudaDialect(_find_capability(device, assumed), assumed))
         with tracer:
             workload["steps"] = run_steps(tracer, make_step, seq_len, "cpu", steps)

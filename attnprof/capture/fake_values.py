@@ -122,6 +122,8 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
             return self._make_fake(self._compute(func, args, kwargs))
         if isinstance(result, FakeTensor | tuple | list):
             self._follow(func, args, kwargs, tensors if is_known else None, result)
+        elif result is None and is_known and all(_is_cheap(tensor) for tensor in tensors):
+            self._follow_writes(func, args, kwargs)
         return result
 
     def _read(self, tensor: torch.Tensor) -> Any:
@@ -151,8 +153,7 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
         entry = self._known.get(id(tensor))
         if entry is not None and entry[1].version == _version_of(tensor):
             return entry[1].data
-        constant: torch.Tensor | None = tensor.constant
-        return constant
+        return None
 
     def _knows_operands(self, func: Any, tensors: list[torch.Tensor]) -> bool:
         """Return whether the result of ``func`` depends on known values only."""
@@ -190,6 +191,14 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
         elif operands:
             self._follow_number(func, args, kwargs, operands, results)
 
+    def _follow_writes(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Remember what an op wrote that returns nothing, such as the ``_foreach`` ones."""
+        reals: dict[int, tuple[Any, torch.Tensor]] = {}
+        self._compute(func, args, kwargs, reals)
+        for fake, real in reals.values():
+            if isinstance(fake, FakeTensor):
+                self._keep(fake, _Value(_shorten(real), _version_after(func, fake)))
+
     def _follow_number(
         self, func: Any, args: Any, kwargs: Any, operands: list[Any], results: list[Any]
     ) -> None:
@@ -223,16 +232,33 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
         key = id(fake)
         self._known[key] = weakref.ref(fake, lambda _: self._known.pop(key, None)), value
 
-    def _compute(self, func: Any, args: Any, kwargs: Any, *, as_number: bool = False) -> Any:
-        """Run ``func`` on the values of its operands, which are all known."""
+    def _compute(
+        self,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        reals: dict[int, tuple[Any, torch.Tensor]] | None = None,
+        *,
+        as_number: bool = False,
+    ) -> Any:
+        """Run ``func`` on the values of its operands, which are all known.
+
+        Args:
+            func: The op.
+            args: Its arguments.
+            kwargs: Its keyword arguments.
+            reals: Gets every operand and what stood for it, by the operand's id.
+            as_number: Let operands that consist of one number stand with one element.
+        """
 
         def to_real(tensor: torch.Tensor) -> torch.Tensor:
             data = self._find(tensor)
             if data is None:  # of `copy_`: what it overwrites
-                return torch.empty(tensor.shape, dtype=tensor.dtype)
-            if as_number:
-                return data.reshape((1,) * tensor.ndim).clone()
-            return data.expand(tensor.shape).clone()
+                data = torch.empty((1,) * tensor.ndim, dtype=tensor.dtype)
+            real = data.clone() if as_number else data.expand(tensor.shape).clone()
+            if reals is not None:
+                reals[id(tensor)] = tensor, real
+            return real
 
         with _disable_current_modes():
             real_args, real_kwargs = tree_map_only(torch.Tensor, to_real, (args, kwargs))
