@@ -1,6 +1,7 @@
-"""Parse and format byte sizes; the only place that does either."""
+"""Parse and format byte sizes and lengths in tokens; the only place that does either."""
 
 import re
+from fractions import Fraction
 
 _FACTORS = {
     "": 1,
@@ -15,6 +16,7 @@ _FACTORS = {
     "tib": 2**40,
 }
 _SIZE = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?|\.[0-9]+)\s*([a-zA-Z]*)\s*")
+_LENGTH_FACTORS = {"": 1, "k": 2**10, "m": 2**20}
 
 
 def parse_bytes(size: int | str) -> int:
@@ -56,3 +58,45 @@ def format_bytes(size_bytes: int) -> str:
         if round(size / factor, digits) < 1024:
             return f"{sign}{size / factor:.{digits}f} {unit}"
     return f"{sign}{size / 2**40:.2f} TiB"
+
+
+def parse_length(length: int | str) -> int:
+    """Return a sequence length in tokens.
+
+    Args:
+        length: A count of tokens, or text such as ``"4096"``, ``"8K"``, ``"128k"``, ``"1M"`` or
+            ``"1.5M"``. K is 1024 and M is 1024 · 1024, as context lengths are named; for a
+            round number of thousands write the digits: ``"8000"`` or ``"8_000"``.
+
+    Raises:
+        ValueError: The text is not a whole number of tokens, or there is not one token.
+        TypeError: ``length`` is neither an integer nor text.
+    """
+    if isinstance(length, bool) or not isinstance(length, int | str):
+        raise TypeError(
+            f"a sequence length must be an int or text such as '128K', got {length!r} "
+            f"of type {type(length).__name__}"
+        )
+    tokens = Fraction(length) if isinstance(length, int) else _read_length(length)
+    if tokens.denominator != 1 or tokens < 1:
+        raise ValueError(f"a sequence length must be a whole number from 1 on, got {length!r}")
+    return int(tokens)
+
+
+def _read_length(text: str) -> Fraction:
+    match = _SIZE.fullmatch(text)
+    factor = _LENGTH_FACTORS.get(match[2].lower()) if match else None
+    if match is None or factor is None:
+        raise ValueError(
+            f"cannot read {text!r} as a sequence length; expected tokens, with K for 1024 or M "
+            "for 1024 * 1024, such as '4096', '128K' or '1M'"
+        )
+    return Fraction(match[1].replace("_", "")) * factor
+
+
+def format_length(tokens: int) -> str:
+    """Return a sequence length as short text that `parse_length` reads back: ``"128K"``."""
+    for unit, factor in (("M", 2**20), ("K", 2**10)):
+        if tokens >= factor and tokens % factor == 0:
+            return f"{tokens // factor}{unit}"
+    return str(tokens)

@@ -74,9 +74,11 @@ def test_import_contracts_hold() -> None:
         "attnprof",
         "attnprof.analysis",
         "attnprof.attribution",
+        "attnprof.growth",
         "attnprof.report",
         "attnprof.run",
         "attnprof.store",
+        "attnprof.theory",
     ],
 )
 def test_import_leaves_torch_out(module: str) -> None:

@@ -1,10 +1,10 @@
-"""Byte sizes, read and written."""
+"""Byte sizes and lengths, read and written."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnprof.units import format_bytes, parse_bytes
+from attnprof.units import format_bytes, format_length, parse_bytes, parse_length
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,52 @@ def test_format_writes_binary_units(size: int, text: str) -> None:
 @given(st.integers(0, 2**50))
 def test_format_and_parse_agree_within_rounding(size: int) -> None:
     assert parse_bytes(format_bytes(size)) == pytest.approx(size, rel=0.05, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("1", 1),
+        ("8000", 8000),
+        ("8_000", 8000),
+        ("8K", 8 * 1024),
+        ("128k", 128 * 1024),
+        (" 1 M ", 1024 * 1024),
+        ("1.5M", 3 * 2**19),
+        (".5K", 512),
+        (1_048_576, 1024 * 1024),
+    ],
+)
+def test_parse_reads_lengths(text: int | str, tokens: int) -> None:
+    assert parse_length(text) == tokens
+
+
+@pytest.mark.parametrize("text", ["", "K", "1G", "-4", "8KB", "1e6"])
+def test_parse_length_refuses_other_text(text: str) -> None:
+    with pytest.raises(ValueError, match=r"cannot read .* as a sequence length; expected tokens"):
+        parse_length(text)
+
+
+@pytest.mark.parametrize("length", [0, -1, "0", "1.5", "0.0001K"])
+def test_parse_length_refuses_what_is_no_count_of_tokens(length: int | str) -> None:
+    with pytest.raises(ValueError, match="must be a whole number from 1 on, got"):
+        parse_length(length)
+
+
+@pytest.mark.parametrize("length", [1.5, True, None])
+def test_parse_length_refuses_other_types(length: object) -> None:
+    with pytest.raises(TypeError, match="must be an int or text such as '128K'"):
+        parse_length(length)  # type: ignore[arg-type]  # on purpose
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [(1, "1"), (1000, "1000"), (1024, "1K"), (1536, "1536"), (131_072, "128K"), (2**20, "1M")],
+)
+def test_format_length_is_short(tokens: int, text: str) -> None:
+    assert format_length(tokens) == text
+
+
+@given(st.integers(1, 2**40))
+def test_format_and_parse_length_agree(tokens: int) -> None:
+    assert parse_length(format_length(tokens)) == tokens

@@ -1,4 +1,4 @@
-"""The command line: ``attnprof run``, ``report``, ``demo`` and ``doctor``, one file per verb."""
+"""The command line of attnprof, one file per verb."""
 
 from attnprof.cli.app import main
 

@@ -14,6 +14,7 @@ from attnprof.cli.demo import demo
 from attnprof.cli.doctor import doctor
 from attnprof.cli.report import report
 from attnprof.cli.run import RunCommand, run
+from attnprof.cli.theory import theory
 from attnprof.errors import AttnprofError
 
 INTERRUPTED = 130
@@ -57,7 +58,7 @@ def _start(
 app.command(
     cls=RunCommand, context_settings={"allow_interspersed_args": False}, help=_unwrap(run.__doc__)
 )(run)
-for verb in (report, demo, doctor):
+for verb in (report, theory, demo, doctor):
     app.command(help=_unwrap(verb.__doc__))(verb)
 
 

@@ -14,7 +14,10 @@ PLAIN_WIDTH = 110
 LEAST_WIDTH = 60
 """Below this a report is laid out for so many characters and the terminal folds its lines."""
 _IN_ASCII = str.maketrans(
-    {"²": "^2", "ᵀ": "^T", "×": "x", "·": "-", "–": "-", "…": "...", "◀": "<"}
+    {
+        "²": "^2", "ᵀ": "^T", "×": "x", "·": "-", "–": "-", "−": "-", "…": "...", "◀": "<",
+        "≥": ">=", "≤": "<=", "µ": "u", "∂": "d",
+    }  # fmt: skip
 )
 """What a report's signs become where the output cannot show them."""
 
@@ -65,14 +68,15 @@ def make_console(file: TextIO) -> "Console":
 @contextmanager
 def working(message: str) -> Iterator[None]:
     """Show on a terminal that something takes a while."""
-    if not _is_terminal(sys.stderr):
+    if not is_terminal(sys.stderr):
         yield
         return
     with make_console(sys.stderr).status(message):
         yield
 
 
-def _is_terminal(file: TextIO) -> bool:
+def is_terminal(file: TextIO) -> bool:
+    """Return whether someone may be watching ``file``, who can be shown what moves."""
     try:
         return file.isatty() and os.environ.get("TERM") != "dumb"
     except (ValueError, AttributeError):  # closed, or None

@@ -5,7 +5,8 @@ device; what a program really takes is measured (`attnprof.trace`) or run dry (`
 
     architecture, config, models    shapes of models, and where to get them
     dtypes, devices                 bytes per element; capacity and speed of accelerators
-    scores                          what lies between QKᵀ and PV, copy by copy
+    recipes, scores                 what lies between QKᵀ and PV, op by op and copy by copy
+    sdpa                            which kernel CUDA takes for a call
     cache                           what is carried from token to token
     flops, traffic                  operations, bytes moved, least times
     activations, capacity           what a layer keeps, what a model takes, the largest n that fits
@@ -15,9 +16,10 @@ device; what a program really takes is measured (`attnprof.trace`) or run dry (`
 from attnprof.theory.architecture import Architecture, Experts, Latent
 from attnprof.theory.config import read_config
 from attnprof.theory.devices import DEVICES, Device, find_device
-from attnprof.theory.forecast import Forecast, forecast
+from attnprof.theory.forecast import Forecast, forecast_model
 from attnprof.theory.models import MODELS, find_model
-from attnprof.theory.scores import Mask, ScoreMemory, ScorePath, measure_scores
+from attnprof.theory.recipes import Mask, ScorePath
+from attnprof.theory.scores import ScoreMemory, predict_scores
 
 __all__ = [
     "DEVICES",
@@ -32,7 +34,7 @@ __all__ = [
     "ScorePath",
     "find_device",
     "find_model",
-    "forecast",
-    "measure_scores",
+    "forecast_model",
+    "predict_scores",
     "read_config",
 ]

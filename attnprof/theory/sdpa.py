@@ -187,7 +187,9 @@ def _check_heads(*, takes_gqa: bool, same_kv_heads: bool = True) -> Check:
     """Follow ``check_batch_size_and_num_heads_dense``."""
 
     def check(call: SdpaCall, _: Capability) -> str | None:
-        batch, heads = zip(*(s[:2] for s in (call.q_shape, call.k_shape, call.v_shape)), strict=True)
+        batch, heads = zip(
+            *(s[:2] for s in (call.q_shape, call.k_shape, call.v_shape)), strict=True
+        )
         if len(set(batch)) > 1:
             return f"takes Q, K and V of one batch size only, got {', '.join(map(str, batch))}"
         if len(set(heads)) == 1:
@@ -247,9 +249,7 @@ def _check_efficient_head_dim(call: SdpaCall, capability: Capability) -> str | N
     q, k, v = call.q_shape[3], call.k_shape[3], call.v_shape[3]
     if q == k and all(d > 0 and d % multiple == 0 for d in (q, v)):
         return None
-    return (
-        f"takes one head_dim for Q and K and multiples of {multiple} only, got {q}, {k} and {v}"
-    )
+    return f"takes one head_dim for Q and K and multiples of {multiple} only, got {q}, {k} and {v}"
 
 
 def _check_cudnn_dropout(call: SdpaCall, _: Capability) -> str | None:

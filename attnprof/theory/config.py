@@ -1,0 +1,222 @@
+"""Read an architecture from the ``config.json`` that Hugging Face models come with.
+
+Keys are looked up by what they mean, under every name in common use, and never by model. What a
+config does not say is inferred from what it does say, and listed in `Architecture.assumptions`.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attnprof.theory.architecture import Architecture, Experts, Latent
+
+_WINDOWED = ("sliding_attention",)
+_LAYER_KINDS = ("full_attention", "attention", *_WINDOWED)
+_STATE_SPACE_PREFIXES = ("mamba_", "ssm_", "rwkv_")
+_GATED_ACTIVATIONS = ("silu", "swish", "swiglu", "geglu", "reglu")
+_POSITION_KEYS = (
+    "rope_theta", "rope_parameters", "rope_scaling", "rotary_dim", "rotary_pct", "rotary_emb_base",
+    "partial_rotary_factor", "alibi",
+)  # fmt: skip
+
+
+def read_config(path: str | Path) -> Architecture:
+    """Return the architecture that a ``config.json``, or the one in a directory, describes.
+
+    Raises:
+        ValueError: The file is not such a config, lacks something that nothing else tells, or
+            describes layers that theory has no closed form for.
+        OSError: The file cannot be read.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file /= "config.json"
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"cannot read {file}: not JSON ({error}); expected a model's config"
+        ) from None
+    if not isinstance(config, dict):
+        raise ValueError(f"cannot read {file}: expected an object with a model's sizes")
+    name = config.get("_name_or_path") or file.resolve().parent.name
+    return parse_config(config, name=str(name), source=str(file))
+
+
+def parse_config(config: Mapping[str, Any], *, name: str, source: str = "") -> Architecture:
+    """Return the architecture that a config's keys describe.
+
+    Args:
+        config: The keys, as in ``config.json``. Those of ``text_config`` win over the others.
+        name: What to call it.
+        source: Where the config comes from.
+
+    Raises:
+        ValueError: See `read_config`.
+    """
+    keys = _Keys({**config, **(config.get("text_config") or {})}, source or name)
+    keys.refuse_what_has_no_form()
+    width = keys.number("hidden_size", "n_embd", "d_model")
+    heads = keys.number("num_attention_heads", "n_head", "n_heads", "num_heads")
+    layers = keys.number("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    context = keys.find("max_position_embeddings", "n_positions", "n_ctx", "model_max_length")
+    gated = keys.is_ffn_gated()
+    windowed_layers = keys.count_windowed(layers)
+    return Architecture(
+        name=name,
+        layers=layers,
+        width=width,
+        heads=heads,
+        kv_heads=keys.count_kv_heads(heads),
+        head_dim=keys.find("head_dim") or width // heads,
+        ffn_width=keys.find_ffn_width(width),
+        vocabulary=keys.number("vocab_size"),
+        context_len=context,
+        ffn_gated=gated,
+        rms_norm=keys.has_rms_norm(),
+        tied_embeddings=bool(keys.get("tie_word_embeddings", True)),
+        learned_positions=keys.count_positions(context),
+        window=keys.find("sliding_window") if windowed_layers else None,
+        windowed_layers=windowed_layers,
+        latent=keys.find_latent(),
+        experts=keys.find_experts(layers),
+        source=source,
+        assumptions=tuple(keys.assumptions),
+    )
+
+
+class _Keys:
+    """The keys of one config, and what had to be assumed on reading them."""
+
+    def __init__(self, config: Mapping[str, Any], source: str) -> None:
+        self.config = config
+        self.source = source
+        self.assumptions: list[str] = []
+
+    def get(self, key: str, default: object = None) -> Any:
+        found = self.config.get(key)
+        return default if found is None else found
+
+    def find(self, *names: str) -> int | None:
+        """Return the first of some keys that has a whole number."""
+        for name in names:
+            found = self.get(name)
+            if isinstance(found, int) and not isinstance(found, bool):
+                return found
+            if found is not None:
+                raise self.error(f"{name} is {found!r}; expected one whole number for all layers")
+        return None
+
+    def number(self, *names: str) -> int:
+        found = self.find(*names)
+        if found is None:
+            raise self.error(f"it has no {' or '.join(names)}")
+        return found
+
+    def error(self, problem: str) -> ValueError:
+        return ValueError(
+            f"cannot use {self.source}: {problem}; give the config of a decoder-only Transformer, "
+            "or measure the model with attnprof.dry_run"
+        )
+
+    def refuse_what_has_no_form(self) -> None:
+        if self.get("is_encoder_decoder"):
+            raise self.error("it is an encoder-decoder")
+        if self.get("per_layer_config"):
+            raise self.error("its layers differ in shape (per_layer_config)")
+        if states := sorted(k for k in self.config if k.startswith(_STATE_SPACE_PREFIXES)):
+            raise self.error(f"some of its layers are no attention ({states[0]})")
+        kinds = set(self.get("layer_types", ())) | set(self.get("layers_block_type", ()))
+        if unknown := sorted(kinds - set(_LAYER_KINDS)):
+            raise self.error(f"it has layers of kind {', '.join(unknown)}")
+
+    def count_kv_heads(self, heads: int) -> int:
+        if self.get("multi_query") and not self.get("new_decoder_architecture"):
+            return 1
+        return self.find("num_key_value_heads", "num_kv_heads", "n_head_kv") or heads
+
+    def find_ffn_width(self, width: int) -> int:
+        found = self.find("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+        if found is None:
+            self.assumptions.append("the FFN is 4 times as wide as the model: no key gives a width")
+        return found or 4 * width
+
+    def is_ffn_gated(self) -> bool:
+        """Tell SwiGLU and its like (three matrices) from the older FFN of two.
+
+        No key says it. Gated FFNs came with SiLU and with RMS norm; ungated ones have LayerNorm.
+        """
+        activation = next(
+            (str(self.get(key)) for key in
+             ("hidden_act", "hidden_activation", "activation_function", "activation")
+             if self.get(key)), "unknown",
+        )  # fmt: skip
+        norm = "RMS norm" if self.has_rms_norm() else "LayerNorm"
+        gated = activation in _GATED_ACTIVATIONS or self.has_rms_norm()
+        self.assumptions.append(
+            f"the FFN has {'three matrices (gated)' if gated else 'two matrices'}: "
+            f"its activation is {activation}, its norm {norm}"
+        )
+        return gated
+
+    def has_rms_norm(self) -> bool:
+        return self.get("rms_norm_eps") is not None
+
+    def count_positions(self, context: int | None) -> int:
+        if self.has_rms_norm() or any(key in self.config for key in _POSITION_KEYS):
+            return 0
+        self.assumptions.append("positions are learned: no key speaks of rotary or ALiBi ones")
+        return context or 0
+
+    def count_windowed(self, layers: int) -> int:
+        """Return how many layers see a sliding window only."""
+        if self.get("use_sliding_window") is False or self.find("sliding_window") is None:
+            return 0
+        kinds = self.get("layer_types")
+        if kinds is not None:
+            return sum(kind in _WINDOWED for kind in kinds)
+        pattern = self.find("sliding_window_pattern", "_sliding_window_pattern")
+        if pattern is not None:  # every so many layers, one sees everything
+            return layers - layers // pattern
+        if self.get("use_sliding_window"):
+            return layers - min(layers, self.find("max_window_layers") or 0)
+        self.assumptions.append("every layer has the window: no key names those that have not")
+        return layers
+
+    def find_latent(self) -> Latent | None:
+        rank = self.find("kv_lora_rank")
+        if rank is None:
+            return None
+        return Latent(
+            kv_rank=rank,
+            rope_dim=self.number("qk_rope_head_dim"),
+            nope_dim=self.number("qk_nope_head_dim"),
+            value_dim=self.number("v_head_dim"),
+            query_rank=self.find("q_lora_rank"),
+        )
+
+    def find_experts(self, layers: int) -> Experts | None:
+        count = self.find("num_local_experts", "n_routed_experts", "num_experts")
+        if count is None or count < 2:
+            return None
+        width = self.number("moe_intermediate_size", "intermediate_size")
+        shared = self.find("n_shared_experts", "num_shared_experts") or 0
+        return Experts(
+            count=count,
+            active=self.number("num_experts_per_tok", "num_experts_per_token", "top_k_experts"),
+            width=width,
+            shared_width=self.find("shared_expert_intermediate_size") or shared * width,
+            dense_layers=self._count_dense(layers),
+        )
+
+    def _count_dense(self, layers: int) -> int:
+        """Return how many layers have an ordinary FFN among those with experts."""
+        kinds = self.get("mlp_layer_types")
+        if kinds is not None:
+            return sum(kind == "dense" for kind in kinds)
+        sparse_step = self.find("decoder_sparse_step") or 1
+        dense = set(self.get("mlp_only_layers", ()))
+        dense |= set(range(self.find("first_k_dense_replace") or 0))
+        dense |= {layer for layer in range(layers) if (layer + 1) % sparse_step}
+        return len(dense)
