@@ -1,12 +1,9 @@
 """Say in one line why a program cannot run on fake tensors, and where."""
 
 import logging
-import os
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -14,6 +11,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
+from attnprof.capture.lines import find_origin
 from attnprof.errors import DryRunError
 
 _MEASURE = "or measure this model for real"
@@ -73,7 +71,7 @@ def saying_what_fails() -> Iterator[None]:
             raise
         what, remedy = reason
         raise DryRunError(
-            f"{what} at {_find_origin(error)} ({_shorten(error)}); {remedy}"
+            f"{what} at {find_origin(error)} ({_shorten(error)}); {remedy}"
         ) from error
     finally:
         log.disabled = was_disabled
@@ -85,19 +83,6 @@ def _find_reason(error: Exception) -> tuple[str, str] | None:
             return reason
     text = str(error)
     return next((reason for sign, reason in _BY_TEXT.items() if sign in text), None)
-
-
-_LIBRARY = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
-
-
-def _find_origin(error: Exception) -> str:
-    """Return the innermost line outside of torch and attnprof that the exception passed."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(_LIBRARY)
-    ]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "an unknown line"
 
 
 def _shorten(error: Exception) -> str:

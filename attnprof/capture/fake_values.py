@@ -8,10 +8,9 @@ of any size, and vectors. It answers reads from those, and says which read it ca
 
 import math
 import os
-import sys
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_map_only
 
 from attnprof.capture.dynamo import SKIPPING, leave_alone
+from attnprof.capture.lines import find_line, is_under
 from attnprof.errors import DryRunError
 
 SMALL = 1024
@@ -28,6 +28,8 @@ SMALL = 1024
 ROWS = 8
 """So are tensors of up to so many vectors, such as positions or lengths of a batch; what has n²
 elements never is."""
+
+_SAMPLING = os.path.join(os.path.dirname(torch.__file__), "nn", "init.py")
 
 ASSUMED_READ = 1.0
 """What reading an unknown floating-point value gives: finite, positive and fit for a logarithm."""
@@ -49,6 +51,8 @@ _COUNTERS = frozenset(
     for name in ("arange", "eye", "linspace", "logspace", "tril_indices", "triu_indices")
 )
 """Ops that make tensors of nothing but numbers."""
+_DRAWS = frozenset({"aten::randint", "aten::randperm"})
+"""Ops that draw whole numbers: token ids, mostly. One draw is as good as another."""
 _MOVES = frozenset(
     f"aten::{name}"
     for name in (
@@ -136,12 +140,13 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
                 f"a value that a dry run cannot know was read as {ASSUMED_READ} at {find_line()}"
             ] = None
             return ASSUMED_READ
-        if tensor.dtype is torch.bool and _is_sampling():
-            return False
+        if tensor.dtype is torch.bool and is_under(_SAMPLING):
+            return False  # an initialiser asks if its samples are bad; this ends its search
         raise DryRunError(
             f"the program reads the value of a {str(tensor.dtype).removeprefix('torch.')} tensor "
             f"at {find_line()}, and a dry run has shapes but no values; take the value from "
-            "Python instead (a length, a flag), or measure this model for real"
+            "Python instead (a length, a flag; to generate, no end token), or measure this model "
+            "for real"
         )
 
     def _find(self, tensor: torch.Tensor) -> torch.Tensor | None:
@@ -158,6 +163,8 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
     def _knows_operands(self, func: Any, tensors: list[torch.Tensor]) -> bool:
         """Return whether the result of ``func`` depends on known values only."""
         schema = getattr(func, "_schema", None)  # a higher-order operator has none
+        if schema is not None and schema.name in _DRAWS:
+            return True
         if schema is None or torch.Tag.nondeterministic_seeded in func.tags:
             return False
         if schema.name in _FILLED_WITH or schema.name in _NUMBER_AT:
@@ -260,7 +267,10 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
                 reals[id(tensor)] = tensor, real
             return real
 
-        with _disable_current_modes():
+        draws = func._schema.name in _DRAWS
+        # What is drawn here must not change what the program draws elsewhere.
+        apart = torch.random.fork_rng(devices=()) if draws else nullcontext()
+        with _disable_current_modes(), apart:
             real_args, real_kwargs = tree_map_only(torch.Tensor, to_real, (args, kwargs))
             if real_kwargs.get("device") is not None:
                 real_kwargs["device"] = torch.device("cpu")
@@ -380,25 +390,3 @@ def hiding_fakeness(values: FakeValues) -> Iterator[None]:
         yield
     finally:
         package.FakeTensor = FakeTensor
-
-
-_LIBRARY = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
-_SAMPLING = os.path.join(os.path.dirname(torch.__file__), "nn", "init.py")
-
-
-def find_line() -> str:
-    """Return the innermost line of the running program outside of torch and attnprof."""
-    frame = sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARY):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-
-def _is_sampling() -> bool:
-    """Return whether an initialiser asks if its samples are good; false ends its search."""
-    frame = sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARY):
-        if frame.f_code.co_filename == _SAMPLING:
-            return True
-        frame = frame.f_back
-    return False

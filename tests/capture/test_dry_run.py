@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import CASES, Case, make_nano
+from models import CASES, Case, make_llama, make_nano
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
@@ -270,3 +270,28 @@ def test_one_step_is_enough_where_nothing_is_left_behind() -> None:
         "test_one_step_is_enough_where_nothing_is_left_behind.<locals>.make_step",
         "steps": 1,
     }
+
+
+def test_dry_run_generates_without_an_end_token() -> None:
+    def make_step(seq_len: int, device: str) -> Step:
+        model = make_llama("sdpa").model
+        model.generation_config.eos_token_id = None
+        ids = torch.randint(3, 60, (2, seq_len), device=device)
+        return lambda: model.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
+
+    real, dry = both(make_step, 12)
+    assert dry.peak().total_bytes == real.peak().total_bytes
+    assert dry.peak().by_category() == real.peak().by_category()
+    assert dry.peak().by_category()["kv_cache"] > 0
+
+
+def test_dry_run_leaves_the_random_state_alone() -> None:
+    before = torch.random.get_rng_state()
+
+    def make_step(seq_len: int, device: str) -> Step:
+        ids = torch.randint(0, 9, (seq_len,), device=device)
+        assert not (ids < 0).any()
+        return lambda: torch.randn(seq_len, device=device)
+
+    dry_run(make_step, 8)
+    assert torch.equal(torch.random.get_rng_state(), before)
