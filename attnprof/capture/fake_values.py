@@ -46,11 +46,6 @@ _NUMBER_AT = {
     "aten::new_full": 2,
 }  # fmt: skip
 """Ops that put one number everywhere -> the position of the number among their arguments."""
-_COUNTERS = frozenset(
-    f"aten::{name}"
-    for name in ("arange", "eye", "linspace", "logspace", "tril_indices", "triu_indices")
-)
-"""Ops that make tensors of nothing but numbers."""
 _DRAWS = frozenset({"aten::randint", "aten::randperm"})
 """Ops that draw whole numbers: token ids, mostly. One draw is as good as another."""
 _MOVES = frozenset(
@@ -170,7 +165,8 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
         if schema.name in _FILLED_WITH or schema.name in _NUMBER_AT:
             return True
         if not tensors:
-            return schema.name in _COUNTERS
+            # Of numbers alone: a counter, a quotient. What is empty holds whatever was there.
+            return func.namespace == "aten" and not schema.name.startswith("aten::empty")
         if schema.name == "aten::copy_":
             return self._find(tensors[1]) is not None
         return all(self._find(tensor) is not None for tensor in tensors)

@@ -124,11 +124,12 @@ def test_dry_run_knows_values_made_of_numbers() -> None:
             seen.append(bool((1 - mask[:, :1]).any()))
             seen.append(int((positions + 1).max()))
             seen.append((positions.diff() == 1).nonzero().shape[0])
+            seen.append(positions[: torch.div(seq_len, 4, rounding_mode="trunc")].shape[0])
 
         return step
 
     dry_run(make_step, 100_000)
-    assert seen == [[0.0, 0.25, 0.5], True, False, 100_000, 99_999]
+    assert seen == [[0.0, 0.25, 0.5], True, False, 100_000, 99_999, 25_000]
 
 
 def test_dry_run_forgets_values_that_are_written_over() -> None:
