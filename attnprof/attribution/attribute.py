@@ -16,6 +16,7 @@ from attnprof.attribution.labels import CATEGORIES, ROLE_CATEGORIES, Labels, lab
 from attnprof.attribution.labels import CODE as CATEGORY
 from attnprof.attribution.phases import CODE as PHASE
 from attnprof.attribution.phases import PHASES, Timeline, find_timeline
+from attnprof.attribution.workspace import NO_STORAGE, add_buffers, find_buffers
 from attnprof.store.reader import StoredRun
 from attnprof.vocabulary import Category, Phase, Role
 
@@ -36,7 +37,8 @@ def attribute(stored: StoredRun) -> Attribution:
     """Attribute every block of a run; pure: the same tables always give the same answer."""
     facts = Facts(stored)
     timeline = find_timeline(facts)
-    blocks = find_blocks(facts)
+    buffers = find_buffers(facts, stored.info.get("dry_run"))
+    blocks = add_buffers(find_blocks(facts), facts, buffers)
     identities = stored.table("identities").to_pylist()
     roles = {row["storage"]: row["role"] for row in identities if row["role"] in ROLE_CATEGORIES}
     inputs = {row["storage"] for row in identities if row["role"] == Role.INPUT}
@@ -136,7 +138,7 @@ def _find_layers(facts: Facts, blocks: Blocks, labels: Labels) -> tuple[Ints, li
     inherits = np.flatnonzero(facts.is_backward & (facts.forward_op >= 0))
     module[inherits] = facts.op_module[facts.forward_op[inherits]]
     number = np.array([labels.number_of(path) for path in facts.module_paths], np.int64)
-    own = labels.layer[blocks.storage]
+    own = np.where(blocks.storage == NO_STORAGE, -1, labels.layer[blocks.storage])
     return np.where(own >= 0, own, number[module[blocks.op]]), labels.layers
 
 
@@ -177,7 +179,8 @@ def _find_categories(
 ) -> tuple[Ints, Bools]:
     """Return per block its category (its label, else what its life says) and if that is certain."""
     read = _find_readers(facts, timeline)[blocks.storage]
-    label = labels.category[blocks.storage]
+    is_workspace = blocks.storage == NO_STORAGE
+    label = np.where(is_workspace, CATEGORY[Category.WORKSPACE], labels.category[blocks.storage])
     from_nobody = blocks.op < 0
     in_compiled = from_nobody & facts.is_compiled[np.minimum(blocks.at_op, facts.count)]
     outside = (phase == PHASE[Phase.OUTSIDE]) & ~from_nobody
@@ -199,7 +202,7 @@ def _find_categories(
         exact[condition] = certain
     labelled = label >= 0
     category[labelled] = label[labelled]
-    exact[labelled] = True
+    exact[labelled] = ~is_workspace[labelled]
     return category, exact
 
 

@@ -7,7 +7,8 @@ everything that can be asked of a run can be asked of a dry one.
 Known limitations:
     All tensors count as being on the target device; what the program keeps on the host on purpose
     (offloading) is not told apart.
-    Memory that a kernel takes inside itself is seen no more than in a real run on the CPU.
+    What kernels take inside themselves is not seen, as in a real run on the CPU; with a CUDA
+    target it is added from formulas (`attnprof.attribution.workspace`).
     Caches of a library that outlive the run keep fake tensors; measure first, where both are to
     be done in one process.
 """
@@ -71,13 +72,16 @@ def dry_run(
         "target": "cuda" if on_cuda else "cpu",
         "device": None if device is None else device.name,
     }
+    assumed: dict[str, None] = {}
+    capability = _find_capability(device, assumed) if on_cuda else None
+    if capability is not None:
+        about["compute_capability"] = capability
     tracer = Tracer(
         directory,
         samples_per_second=0,
         info={"workload": workload, "dry_run": about},
         fake_device=torch.device("cuda:0" if on_cuda else "cpu"),
     )
-    assumed: dict[str, None] = {}
     values = FakeValues(assumed)
     with ExitStack() as stack:
         for context in (
@@ -90,8 +94,8 @@ def dry_run(
             values,
         ):
             stack.enter_context(context)
-        if on_cuda:
-            stack.enter_context(CudaDialect(_find_capability(device, assumed), assumed))
+        if capability is not None:
+            stack.enter_context(CudaDialect(capability, assumed))
         with tracer:
             workload["steps"] = run_steps(tracer, make_step, seq_len, "cpu", steps)
             about["assumptions"] = list(assumed)

@@ -130,6 +130,31 @@ def test_a_backend_that_is_switched_off_is_not_taken() -> None:
     assert run.layers()["kind"].to_list() == ["materialised"]
 
 
+def test_workspace_of_kernels_is_added() -> None:
+    run = run_attention(head_dim=64)
+    own = run.allocations.filter(pl.col("category").cast(pl.String) == "workspace")
+    assert not own["exact"].any()
+    sizes = dict(own.group_by(pl.col("op").cast(pl.String)).agg("requested_bytes").iter_rows())
+    rows = B * H * 128  # queries are rounded up to 128
+    # Q lies as (B, H, Tq, D), so the output and its gradient are copied: (B, Tq, H, D).
+    assert sorted(sizes["aten::_scaled_dot_product_flash_attention_backward"]) == sorted(
+        [rows * FP32, rows * 64 * FP32, B * H * N * 64 * BF16, B * H * N * 64 * BF16]
+    )
+    peak = run.peak()
+    assert sum(peak.by_category().values()) == peak.total_bytes
+    assert peak.by_category()["workspace"] >= rows * 64 * FP32
+
+
+def test_cublas_keeps_a_workspace_per_thread() -> None:
+    def count(target: str) -> dict[str, int]:
+        run = dry_run(make_dropout, 4, target=target)
+        return run.peak().by_category()
+
+    assert count("A100 80GB")["workspace"] == 2 * 8_519_680
+    assert count("H200")["workspace"] == 2 * 32 * 2**20
+    assert "workspace" not in count("cpu")
+
+
 def make_dropout(seq_len: int, device: str) -> Callable[[], None]:
     layer = nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.1))
     x = torch.zeros(seq_len, 16)
@@ -194,7 +219,12 @@ def test_reserved_bytes_are_simulated() -> None:
 
 def test_target_is_written_down() -> None:
     about = dry_run(make_dropout, 8, target="h200").info["dry_run"]
-    assert about == {"target": "cuda", "device": "H200", "assumptions": []}
+    assert about == {
+        "target": "cuda",
+        "device": "H200",
+        "compute_capability": [9, 0],
+        "assumptions": [],
+    }
     (line,) = dry_run(make_dropout, 8, target="cuda").info["dry_run"]["assumptions"]
     assert line.startswith("kernels were chosen as on compute capability 9.0")
 
