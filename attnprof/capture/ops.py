@@ -37,7 +37,7 @@ class Operator:
     """What is known of an operator before it runs."""
 
     __slots__ = (
-        "call", "code", "decomposes", "func", "imitated", "is_plain", "is_question",
+        "call", "code", "decomposes", "func", "imitated", "is_plain",
         "resizes", "tensors_end", "written",
     )  # fmt: skip
 
@@ -65,9 +65,7 @@ class Operator:
         """It is nothing but other ops. Autograd takes it apart before a mode sees it; under
         inference_mode nobody does, so the mode has to."""
         self.imitated = func in IMITATED
-        self.is_question = name == "prim::device"
-        """It only asks a tensor something, as fake ones are asked many times; it is no fact."""
-        self.is_plain = not (self.decomposes or self.imitated or self.is_question)
+        self.is_plain = not (self.decomposes or self.imitated)
         """It is run and written down; nothing else is to be considered."""
         holders = [i + 1 for i, a in enumerate(arguments) if "Tensor" in str(a.type)]
         self.tensors_end = max(holders, default=0) if schema else sys.maxsize
@@ -77,6 +75,8 @@ class Operator:
             # the result, or under fake tensors is dropped for one.
             self.tensors_end = 0
 
+
+_DEVICE_QUESTION = torch.ops.prim.device.default
 
 _RESIZING = frozenset({"resize_", "resize_as_", "set_", "resize_storage_bytes_", "resize_output_"})
 
@@ -98,6 +98,18 @@ def _are_plain(values: Any) -> bool:
         if isinstance(value, torch.Tensor)
         else value.__class__ not in (list, tuple) or _are_plain(value)
         for value in values
+    )
+
+
+def _has_own_dispatch(types: tuple[type, ...]) -> bool:
+    """Return whether one of these kinds of tensor takes ops apart by itself."""
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    return any(
+        t.__torch_dispatch__ is not _NO_DISPATCH  # type: ignore[attr-defined]  # tensors have it
+        and not issubclass(t, FakeTensor | FunctionalTensor)
+        for t in types
     )
 
 
@@ -130,6 +142,8 @@ class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotat
         self._ops = recorder.ops
         self._operators: dict[int, Operator] = {}
         """By the id of the function: hashing one calls Python."""
+        self._subclasses: dict[tuple[type, ...], bool] = {}
+        """Kinds of tensor among an op's operands -> whether the op is theirs to take apart."""
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -144,12 +158,16 @@ class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotat
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func`` unchanged and record it."""
-        if types and self._is_for_subclass(types):
-            return NotImplemented  # the subclass takes it apart, and its pieces come back here
+        if func is _DEVICE_QUESTION:
+            return func(*args)  # fake tensors are asked many times; it is no fact
+        if types:
+            is_for_subclass = self._subclasses.get(types)
+            if is_for_subclass is None:
+                is_for_subclass = self._subclasses[types] = _has_own_dispatch(types)
+            if is_for_subclass:
+                return NotImplemented  # the subclass takes it apart; its pieces come back here
         operator = self._operators.get(id(func)) or self._meet(func)
         if not operator.is_plain:
-            if operator.is_question:
-                return operator.call(*args)
             if operator.imitated and not kwargs:
                 in_place = self._in_place_forms.find(func, args)
                 if in_place is not None:
@@ -228,17 +246,6 @@ class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotat
         for value in (*args, *kwargs.values()):
             if isinstance(value, torch.Tensor) and value.layout is torch.strided:
                 self._ledger.check_size(value.untyped_storage())
-
-    @staticmethod
-    def _is_for_subclass(types: Any) -> bool:
-        from torch._subclasses.fake_tensor import FakeTensor
-        from torch._subclasses.functional_tensor import FunctionalTensor
-
-        return any(
-            t.__torch_dispatch__ is not _NO_DISPATCH
-            and not issubclass(t, FakeTensor | FunctionalTensor)
-            for t in types
-        )
 
 
 if SKIPPING is not None:  # else torch wraps it, see `_should_skip_dynamo`
