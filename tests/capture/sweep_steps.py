@@ -75,6 +75,20 @@ def make_unpredictable(n: int, device: str) -> Callable[[], None]:
     return step
 
 
+def make_recurrent(n: int, device: str) -> Callable[[], None]:
+    """Loop over tokens, so that longer sequences run more ops."""
+    cell = nn.Linear(WIDTH, WIDTH).to(device)
+    x = torch.randn(n, WIDTH, device=device)
+
+    def step() -> None:
+        state = torch.zeros(WIDTH, device=device)
+        for token in x:
+            state = torch.tanh(cell(state) + token)
+        state.sum().backward()
+
+    return step
+
+
 ENDINGS: dict[int, Callable[[], object]] = {
     24: lambda: os.kill(os.getpid(), signal.SIGKILL),
     32: lambda: os.kill(os.getpid(), signal.SIGSEGV),

@@ -116,12 +116,12 @@ def test_sweep_keeps_how_far_a_length_without_memory_came() -> None:
 
 
 def test_sweep_passes_on_what_a_workload_raises_and_keeps_the_rest(tmp_path: Path) -> None:
+    directory = tmp_path / "growth"
     with pytest.raises(ValueError, match="40 is not a whole number of windows") as caught:
-        sweep(sweep_steps.make_windowed, [16, 32, 40], directory=tmp_path / "growth")
-    assert f"was at n = 40 (measured); finished lengths are kept in {tmp_path}" in str(
-        caught.value.__notes__
-    )
-    assert list_statuses(Growth.load(tmp_path / "growth")) == {16: "completed", 32: "completed"}
+        sweep(sweep_steps.make_windowed, [16, 32, 40], directory=directory)
+    (note,) = caught.value.__notes__
+    assert note.endswith(f"at n = 40 (measured); finished lengths are kept in {directory}")
+    assert list_statuses(Growth.load(directory)) == {16: "completed", 32: "completed"}
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])
@@ -252,6 +252,12 @@ def test_sweep_refuses_bad_workloads(make: Any, message: str) -> None:
         sweep(make, LENGTHS)
 
 
+def test_sweep_of_a_step_without_memory_has_no_law() -> None:
+    growth = sweep(lambda n, device: lambda: None, [16, 32])
+    with pytest.raises(ValueError, match=r"hold no memory at all, .* runs the model"):
+        growth.predict(64)
+
+
 def test_sweep_refuses_to_do_nothing() -> None:
     with pytest.raises(ValueError, match="nothing to sweep"):
         sweep(make_step, LENGTHS, measured=False)
@@ -263,7 +269,7 @@ def test_sweep_takes_lengths_in_any_order_and_of_any_integer() -> None:
 
 
 def test_sweep_of_what_cannot_run_dry_says_why() -> None:
-    with pytest.raises(DryRunError, match="sweep_steps.py"):
+    with pytest.raises(DryRunError, match=r"sweep_steps\.py"):
         sweep(sweep_steps.make_unpredictable, LENGTHS, dry_run=True)
 
 
@@ -298,6 +304,16 @@ def test_wall_of_reserved_memory_is_the_same_by_fit(tmp_path: Path) -> None:
     by_fit = Growth.load(tmp_path).find_wall("T4")
     assert (wall.by, wall.counts, by_fit.by) == ("dry run", "reserved", "fit")
     assert (by_fit.seq_len, by_fit.peak_bytes) == (wall.seq_len, wall.peak_bytes)
+
+
+def test_wall_of_a_loop_over_tokens_is_left_to_the_fit() -> None:
+    growth = sweep(sweep_steps.make_recurrent, [8, 12, 16, 32])
+    assert growth.predict_peak(64).method == "law"
+    wall = growth.find_wall("10 GB")
+    assert wall.by == "fit"
+    assert "it runs more ops the longer the sequence" in wall.reason
+    expected = record_workload(sweep_steps.make_recurrent, 128).peak().total_bytes
+    assert growth.predict(128) == pytest.approx(expected, rel=0.01)
 
 
 def test_isolated_lengths_end_alone() -> None:

@@ -1,0 +1,172 @@
+"""The wall: found exactly, with few trials, and said how."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attnprof.analysis.wall import Probe, find_wall, read_capacity, search_wall
+from attnprof.errors import CaptureError, DryRunError
+from attnprof.theory.devices import find_device
+
+Measure = Callable[[int], int]
+
+
+def quadratic(n: int) -> int:
+    return 10**6 + 500 * n + 4 * n * n
+
+
+FIT = Probe(quadratic, "live")
+
+
+class Counted:
+    """Counts how often a measure is asked."""
+
+    def __init__(self, measure: Measure) -> None:
+        self.measure = measure
+        self.asked: list[int] = []
+
+    def __call__(self, n: int) -> int:
+        self.asked.append(n)
+        return self.measure(n)
+
+
+@pytest.mark.parametrize("multiple_of", [1, 64, 1000])
+@pytest.mark.parametrize(
+    ("need", "trials"),
+    [
+        (quadratic, 2),
+        (lambda n: round(1.07 * quadratic(n)), 4),
+        (lambda n: quadratic(n) + 10**8, 5),
+        (lambda n: -(-quadratic(n) // 2**21) * 2**21, 12),
+        (lambda n: 300 * n, 30),
+    ],
+    ids=["right", "7 % off", "more overhead", "rounded up", "wrong"],
+)
+def test_wall_is_where_one_more_does_not_fit(need: Measure, trials: int, multiple_of: int) -> None:
+    counted = Counted(need)
+    wall = find_wall(
+        10**9, quadratic, fit=FIT, dry_run=Probe(counted, "live"), multiple_of=multiple_of
+    )
+    assert need(wall.seq_len) <= 10**9 < need(wall.seq_len + multiple_of)
+    assert (wall.peak_bytes, wall.next_bytes) == (need(wall.seq_len), need(wall.next_seq_len))
+    assert wall.next_seq_len == wall.seq_len + multiple_of
+    assert (wall.by, wall.dry_runs) == ("dry run", len(counted.asked))
+    assert wall.dry_runs <= trials
+
+
+def test_wall_search_does_not_leap() -> None:
+    counted = Counted(lambda n: 10**6 + n)
+    find_wall(10**9, quadratic, fit=FIT, dry_run=Probe(counted, "live"))
+    fitting = [n for n in counted.asked if n < 10**9]
+    assert all(n <= 8 * before for before, n in pairwise(fitting))
+
+
+laws = st.tuples(st.integers(0, 10**9), st.integers(1, 10**6), st.integers(0, 1000))
+
+
+@given(laws, laws, st.integers(0, 10**11), st.integers(1, 1024))
+def test_search_brackets_the_wall_whatever_the_law(
+    law: tuple[int, int, int], need: tuple[int, int, int], capacity: int, multiple_of: int
+) -> None:
+    def at(coefficients: tuple[int, int, int], n: int) -> int:
+        return coefficients[0] + coefficients[1] * n + coefficients[2] * n * n
+
+    trials = search_wall(
+        capacity, lambda n: at(law, n), lambda n: at(need, n), multiple_of=multiple_of
+    )
+    assert all(n % multiple_of == 0 for n in trials)
+    fits = max((n for n, size in trials.items() if size <= capacity), default=0)
+    assert trials[fits + multiple_of] > capacity
+    assert len(trials) < 60
+
+
+def test_wall_by_fit_says_so() -> None:
+    wall = find_wall(10**9, quadratic, fit=FIT)
+    assert (wall.by, wall.dry_runs, wall.counts, wall.reason) == ("fit", 0, "live", "")
+    assert quadratic(wall.seq_len) <= 10**9 < quadratic(wall.seq_len + 1)
+    assert wall.sentence == (
+        "n = 15741 fits into 953.7 MiB with 953.7 MiB, n = 15742 needs 953.8 MiB "
+        "(live bytes, by fit)"
+    )
+
+
+def test_wall_is_zero_if_nothing_fits() -> None:
+    wall = find_wall(1000, quadratic, fit=FIT, dry_run=FIT)
+    assert (wall.seq_len, wall.peak_bytes, wall.next_seq_len) == (0, 0, 1)
+    assert wall.sentence.startswith("no length fits into 1000 B, n = 1 needs ")
+
+
+def test_wall_of_what_does_not_grow_is_refused() -> None:
+    flat = Probe(lambda n: 1000, "live")
+    with pytest.raises(
+        ValueError, match=r"there is no wall: .* sweep lengths at which memory grows"
+    ):
+        find_wall(10**9, flat.measure, fit=flat)
+
+
+def test_wall_of_a_dry_run_that_does_not_grow_is_refused() -> None:
+    flat = Probe(lambda n: 1000, "live")
+    with pytest.raises(ValueError, match="there is no wall"):
+        find_wall(10**9, quadratic, fit=FIT, dry_run=flat)
+
+
+def refuse(error: Exception, accepted: int = 2**62) -> Probe:
+    def measure(n: int) -> int:
+        if n % accepted:
+            raise error
+        return quadratic(n)
+
+    return Probe(measure, "live")
+
+
+def test_wall_falls_back_to_the_fit_where_dry_runs_cannot() -> None:
+    wall = find_wall(10**9, quadratic, fit=FIT, dry_run=refuse(DryRunError("model.py:3: .item()")))
+    assert wall.by == "fit"
+    assert wall.seq_len == find_wall(10**9, quadratic, fit=FIT).seq_len
+    assert wall.reason == "no dry run says so: model.py:3: .item()"
+
+
+def test_wall_keeps_to_lengths_that_the_model_takes() -> None:
+    dry = refuse(ValueError("not whole windows"), accepted=64)
+    wall = find_wall(10**9, quadratic, fit=FIT, dry_run=dry, known=[512, 1024, 1088])
+    assert (wall.by, wall.seq_len % 64, wall.next_seq_len - wall.seq_len) == ("dry run", 0, 64)
+    assert quadratic(wall.seq_len) <= 10**9 < quadratic(wall.next_seq_len)
+    assert wall.reason.startswith("only multiples of 64 were tried: at n = 15741 the workload")
+
+
+def test_wall_by_fit_says_what_the_model_raised() -> None:
+    dry = refuse(ValueError("too long"))
+    wall = find_wall(10**9, quadratic, fit=FIT, dry_run=dry, known=[512, 1024])
+    assert (wall.by, wall.reason.endswith("ValueError: too long")) == ("fit", True)
+
+
+def test_wall_search_lets_a_running_trace_be_known() -> None:
+    with pytest.raises(CaptureError, match="already running"):
+        find_wall(10**9, quadratic, fit=FIT, dry_run=refuse(CaptureError("already running")))
+
+
+def test_capacity_is_bytes_text_or_a_device() -> None:
+    assert read_capacity(1024) == 1024
+    assert read_capacity("80 GB") == 80 * 10**9
+    assert read_capacity("1.5GiB") == 3 * 2**29
+    assert read_capacity("H200") == find_device("H200").available_bytes
+
+
+@pytest.mark.parametrize(
+    ("capacity", "error", "message"),
+    [
+        ("no such card", ValueError, "no device named 'no such card'"),
+        ("80 apples", ValueError, "cannot read '80 apples' as a size"),
+        (float("nan"), TypeError, "a size in bytes must be an int or text"),
+        (-1, ValueError, "must not be negative"),
+        ("", ValueError, "no device named ''"),
+    ],
+)
+def test_capacity_that_cannot_be_read_is_refused(
+    capacity: int | str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        read_capacity(capacity)
