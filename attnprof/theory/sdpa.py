@@ -1,10 +1,10 @@
 """Which kernel ``scaled_dot_product_attention`` takes on CUDA, and why not the others.
 
 The rules are those of torch 2.13.0 built for CUDA 13, with the cuDNN it comes with (9.20); other
-releases differ, above all in when cuDNN is tried. Sources:
+releases differ, above all in when cuDNN is tried. They follow the source and agree with what that
+build chooses, asked on a machine without a GPU (``docs/cuda-model.md``). Sources:
 https://github.com/pytorch/pytorch/blob/v2.13.0/aten/src/ATen/native/transformers/sdp_utils_cpp.h
 https://github.com/pytorch/pytorch/blob/v2.13.0/aten/src/ATen/native/transformers/cuda/sdp_utils.cpp
-``docs/cuda-model.md`` says how they were checked.
 
 Known limitations:
     Nested tensors, FA3 and FA4, ``torch.use_deterministic_algorithms``, a changed order of
@@ -41,7 +41,7 @@ class SdpaCall:
     v_shape: Shape
     """(B, Hkv, Tk, Dv)."""
     mask_dtype: str | None = None
-    """``"bool"`` or a floating-point type; None without a mask."""
+    """``"bool"`` or a floating-point type; None without a mask. The choice is the same for all."""
     mask_shape: Shape | None = None
     """Broadcastable to (B, H, Tq, Tk); None without a mask."""
     mask_requires_grad: bool = False
@@ -55,6 +55,15 @@ class SdpaCall:
     """Whether the last dimension of Q, K and V has stride 1."""
     mask_last_dim_contiguous: bool = True
     """Whether the last dimension of the mask has stride 1."""
+
+    def __post_init__(self) -> None:
+        if (self.mask_dtype is None) != (self.mask_shape is None):
+            raise ValueError(
+                f"a mask has a dtype and a shape, got {self.mask_dtype!r} and {self.mask_shape!r}; "
+                "give both, or neither for a call without a mask"
+            )
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"dropout is a probability from 0 to 1, got {self.dropout}")
 
 
 @dataclass(frozen=True, slots=True)

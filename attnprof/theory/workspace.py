@@ -23,6 +23,7 @@ import re
 
 from attnprof.theory.sdpa import Capability, SdpaCall
 
+_INT64_BYTES = 8
 _FLOAT_BYTES = 4
 _HALF_BYTES = 2
 
@@ -30,7 +31,7 @@ _HALF_BYTES = 2
 def list_flash_forward_buffers(call: SdpaCall, *, multiprocessors: int = 132) -> dict[str, int]:
     """Return what flash attention's forward takes: partial results, if it splits the keys.
 
-    It does so when B · H · Tq is too small to keep the GPU busy, as in decoding, and nothing is
+    It splits them when B · H · Tq is too small to keep the GPU busy, as in decoding, and nothing is
     dropped. With S splits, each a float32: ``lse_accum`` S · B · H · Tq and ``out_accum``
     S · B · H · Tq · D, D rounded up to 32 (above 128 to 64). A single query of grouped heads counts
     as H / Hkv queries of Hkv heads, which is the same number of floats (``set_params_splitkv``).
@@ -40,7 +41,7 @@ def list_flash_forward_buffers(call: SdpaCall, *, multiprocessors: int = 132) ->
         multiprocessors: Of the GPU; an H100 or H200 has 132, an A100 108.
     """
     if call.dropout:
-        return {}
+        return {"random_state": 2 * _INT64_BYTES}  # seed and offset
     batch, heads, q_len, _ = call.q_shape
     kv_heads, k_len = call.k_shape[1:3]
     if q_len == 1 and heads > kv_heads:
@@ -198,9 +199,7 @@ def _count_splits(*, tiles: int, slots: int, key_blocks: int) -> int:
     return next((splits for splits, share in busy.items() if share >= 0.85 * best), 1)
 
 
-def _count_efficient_workspace(
-    call: SdpaCall, capability: Capability, deterministic: bool
-) -> int:
+def _count_efficient_workspace(call: SdpaCall, capability: Capability, deterministic: bool) -> int:
     """Follow ``workspace_size`` in kernel_backward.h."""
     batch, heads, q_len, head_dim = call.q_shape
     k_len, v_dim = call.k_shape[2], call.v_shape[3]

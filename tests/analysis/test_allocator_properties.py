@@ -1,6 +1,7 @@
 """What must hold for any sequence of requests, whatever the settings."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -106,7 +107,7 @@ def test_reserved_covers_allocated_covers_requested(
         assert allocator.reserved_bytes >= allocator.allocated_bytes >= allocator.requested_bytes
         assert allocator.allocated_bytes == sum(size for size, _ in program.held.values())
         assert allocator.requested_bytes == sum(size for _, size in program.held.values())
-        assert 0 <= allocator.inactive_split_bytes
+        assert allocator.inactive_split_bytes >= 0
         assert allocator.reserved_bytes <= (capacity_bytes or allocator.reserved_bytes)
 
 
@@ -136,7 +137,7 @@ def test_blocks_tile_their_segments(
         program.run(request)
         mapped_bytes = 0
         for blocks in find_segments(program.allocator):
-            for lower, upper in zip(blocks, blocks[1:], strict=False):
+            for lower, upper in pairwise(blocks):
                 assert upper.previous is lower
                 assert lower.address + lower.size_bytes == upper.address
                 assert lower.is_live or upper.is_live or lower.is_mapped != upper.is_mapped

@@ -1,6 +1,7 @@
 """The allocator itself: serves one request after the other, as CUDACachingAllocator.cpp does.
 
-The rules are those of torch 2.8 to 2.13. Where a function here follows one there, it names it:
+The rules are those of torch 2.8 to 2.13; the binaries of both give the same answers, request by
+request (``docs/cuda-model.md``). Where a function here follows one there, it names it:
 https://github.com/pytorch/pytorch/blob/v2.13.0/c10/cuda/CUDACachingAllocator.cpp
 """
 
@@ -79,7 +80,7 @@ class CachingAllocator:
 
     @property
     def largest_free_block_bytes(self) -> int:
-        """The largest request of cached memory that would not be rounded up or split."""
+        """The largest free block of any pool."""
         return max((pool.largest_bytes for pool in self._pools.values()), default=0)
 
     @property

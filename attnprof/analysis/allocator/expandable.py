@@ -80,7 +80,8 @@ def _find_room(pool: Pool, size_bytes: int, device: Device) -> Block:
     for unmapped in pool.unmapped:
         below = unmapped.previous
         start = below if below is not None and not below.is_live else unmapped
-        room_bytes, block = 0, start
+        room_bytes = 0
+        block: Block | None = start
         while room_bytes < size_bytes and block is not None and not block.is_live:
             room_bytes += block.size_bytes
             block = block.next

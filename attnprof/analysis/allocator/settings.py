@@ -1,4 +1,4 @@
-"""The allocator's options, as ``PYTORCH_CUDA_ALLOC_CONF`` (or ``PYTORCH_ALLOC_CONF``) gives them."""
+"""The allocator's options, as the environment's ``PYTORCH_CUDA_ALLOC_CONF`` gives them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -54,13 +54,13 @@ class AllocatorSettings:
     None: one large segment (``large_segment_bytes``).
     """
     large_segment_bytes: int = LARGE_SEGMENT_BYTES
-    """What is taken from the device for a request between 1 and 10 MiB (torch 2.11 and later)."""
+    """What is taken from the device for a request between 1 and 10 MiB (unknown to torch 2.8)."""
     roundup_power2_divisions: tuple[int, ...] = (0,) * DIVISION_INTERVALS
     """Into how many steps each power of two from 1 MiB up is divided; 0 or 1: 512-byte steps."""
     garbage_collection_threshold: float = 0.0
     """From which share of the allowed memory on old cached blocks are given back. 0: never."""
     per_process_memory_fraction: float = 1.0
-    """The share of the device's memory that the allocator may take."""
+    """The share of the device's memory that the allocator may take (unknown to torch 2.8 here)."""
     expandable_segments: bool = False
     """Whether one segment per stream and pool grows page by page."""
 

@@ -1,6 +1,5 @@
 """Replay a table of allocations through the simulated allocator."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,31 +117,23 @@ def _order_events(frame: pl.DataFrame) -> tuple[Ints, Ints]:
     return positions[order], rows[order]
 
 
+@dataclass(slots=True)
+class _Record:
+    """What is written down while events are replayed."""
+
+    counts: list[tuple[int, int, int]]
+    """Per event: reserved, allocated, requested bytes."""
+    reserved_peak_bytes: int = 0
+    largest_free_block_bytes: int = 0
+    inactive_split_bytes: int = 0
+    out_of_memory: OutOfMemory | None = None
+
+
 def _replay(frame: pl.DataFrame, device: str, allocator: CachingAllocator) -> Simulation:
     positions, rows = _order_events(frame)
-    sizes = frame["size"].to_list()
-    streams = frame["stream"].to_list() if "stream" in frame.columns else [0] * len(sizes)
-    addresses = [0] * len(sizes)
-    counts: list[tuple[int, int, int]] = []
-    reserved_peak = largest_free = inactive_split = 0
-    failed = None
-    for event, row in enumerate(rows.tolist()):
-        if row < 0:
-            allocator.free(addresses[~row])
-        else:
-            address = allocator.malloc(sizes[row], stream=streams[row])
-            if address is None:
-                failed = _describe_failure(allocator, int(positions[event]), sizes[row])
-                break
-            addresses[row] = address
-        reserved = allocator.reserved_bytes
-        counts.append((reserved, allocator.allocated_bytes, allocator.requested_bytes))
-        if reserved > reserved_peak:
-            reserved_peak = reserved
-            largest_free = allocator.largest_free_block_bytes
-            inactive_split = allocator.inactive_split_bytes
-    positions = positions[: len(counts)]
-    table = np.array(counts, np.int64).reshape(-1, 3)
+    record = _run(frame, positions, rows, allocator)
+    positions = positions[: len(record.counts)]
+    table = np.array(record.counts, np.int64).reshape(-1, 3)
     peaks = [_find_peak(positions, column) for column in table.T]
     return Simulation(
         device=device,
@@ -156,10 +147,34 @@ def _replay(frame: pl.DataFrame, device: str, allocator: CachingAllocator) -> Si
         allocated_peak_position=peaks[1][1],
         requested_peak_bytes=peaks[2][0],
         requested_peak_position=peaks[2][1],
-        largest_free_block_bytes=largest_free,
-        inactive_split_bytes=inactive_split,
-        out_of_memory=failed,
+        largest_free_block_bytes=record.largest_free_block_bytes,
+        inactive_split_bytes=record.inactive_split_bytes,
+        out_of_memory=record.out_of_memory,
     )
+
+
+def _run(frame: pl.DataFrame, positions: Ints, rows: Ints, allocator: CachingAllocator) -> _Record:
+    sizes = frame["size"].to_list()
+    streams = frame["stream"].to_list() if "stream" in frame.columns else [0] * len(sizes)
+    addresses = [0] * len(sizes)
+    record = _Record([])
+    for event, row in enumerate(rows.tolist()):
+        if row < 0:
+            allocator.free(addresses[~row])
+        else:
+            address = allocator.malloc(sizes[row], stream=streams[row])
+            if address is None:
+                position = int(positions[event])
+                record.out_of_memory = _describe_failure(allocator, position, sizes[row])
+                break
+            addresses[row] = address
+        reserved = allocator.reserved_bytes
+        record.counts.append((reserved, allocator.allocated_bytes, allocator.requested_bytes))
+        if reserved > record.reserved_peak_bytes:
+            record.reserved_peak_bytes = reserved
+            record.largest_free_block_bytes = allocator.largest_free_block_bytes
+            record.inactive_split_bytes = allocator.inactive_split_bytes
+    return record
 
 
 def _find_peak(positions: Ints, live: Ints) -> tuple[int, int]:

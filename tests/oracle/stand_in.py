@@ -1,0 +1,119 @@
+"""Build libraries that stand in for CUDA's, so that torch's CUDA build runs without a GPU.
+
+What torch itself decides then is torch's own doing: what its caching allocator reserves, which
+attention kernel it takes, what its ops allocate. What kernels compute is not there.
+"""
+
+import re
+import subprocess
+from collections import defaultdict
+from collections.abc import Collection
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+# Functions outside of the runtime that must do more than to return 0.
+_SPECIAL = {
+    "cudnnGetVersion": "unsigned long cudnnGetVersion(void) { return 92000; }",
+    "cudnnGetProperty": (
+        "int cudnnGetProperty(int which, int* value)"
+        " { return *value = which == 0 ? 9 : which == 1 ? 20 : 0, 0; }"
+    ),
+    "cudnnCreate": "int cudnnCreate(void** handle) { return *handle = (void*)8, 0; }",
+    "cublasCreate_v2": (
+        "int cublasCreate_v2(void** handle)"
+        " { static long next = 0; return *handle = (void*)(next += 8), 0; }"
+    ),
+    "cublasLtCreate": "int cublasLtCreate(void** handle) { return *handle = (void*)8, 0; }",
+    "cublasLtMatmulAlgoGetHeuristic": (
+        "int cublasLtMatmulAlgoGetHeuristic(void* a, void* b, void* c, void* d, void* e, void* f,"
+        " void* g, int n, void* results, int* found) { return *found = 1, 0; }"
+    ),
+}
+_NVML = {  # looked up by name when they are needed
+    "nvmlDeviceGetComputeRunningProcesses",
+    "nvmlDeviceGetGpuFabricInfoV",
+    "nvmlDeviceGetHandleByPciBusId_v2",
+    "nvmlDeviceGetNvLinkRemoteDeviceType",
+    "nvmlDeviceGetNvLinkRemotePciInfo_v2",
+    "nvmlInit_v2",
+    "nvmlSystemGetCudaDriverVersion_v2",
+}
+
+
+def build_stand_in(torch_directory: Path, cuda_headers: Path, target: Path) -> None:
+    """Write a library into ``target`` for each of CUDA's that torch's libraries need.
+
+    Args:
+        torch_directory: The ``torch`` of an unpacked wheel.
+        cuda_headers: Where ``cuda_runtime_api.h`` is.
+        target: An existing directory.
+    """
+    files = sorted((torch_directory / "lib").glob("*.so*"))
+    dynamic = subprocess.check_output(["readelf", "-d", *files], text=True)
+    needed = set(re.findall(r"\[(lib(?:cu|nccl|nv)[^]]+)\]", dynamic))
+    symbols = subprocess.check_output(["nm", "-D", *files], text=True)
+    defined = set(re.findall(r" [A-TV-Z] (\w+)", symbols))
+    # Symbols with a version belong to a library; the others may be anywhere, and are in libcuda.
+    wanted: dict[str, set[str]] = defaultdict(set)
+    for symbol, version in re.findall(r" U ((?:__)?(?:cu|nccl|nv)\w+)(?:@(\S+))?", symbols):
+        if version or symbol not in defined:
+            wanted[version].add(symbol)
+    compile_cpp(
+        ["-c", "-fPIC", f"-I{cuda_headers}", HERE / "runtime.cpp", "-o", "runtime.o"], target
+    )
+    listing = subprocess.check_output(["nm", "--defined-only", target / "runtime.o"], text=True)
+    runtime = set(re.findall(r" T ((?:__)?cuda\w+)", listing))
+    for library in sorted(needed - {file.name for file in files}):
+        version = "NVSHMEM" if "nvshmem" in library else library
+        version = "" if library.startswith("libcuda.") else version
+        names = wanted[version]
+        if library.startswith("libcudart"):
+            write_library(target, library, version, names - runtime, runtime)
+        else:
+            write_library(target, library, version, names)
+    write_library(target, "libnvidia-ml.so.1", "", _NVML)
+
+
+def write_library(
+    target: Path,
+    library: str,
+    version: str,
+    names: set[str],
+    runtime: Collection[str] = frozenset(),
+) -> None:
+    """Build one library whose functions succeed and do nothing, and the runtime's if given."""
+    source = target / f"{library}.c"
+    source.write_text(
+        "\n".join(_SPECIAL.get(n, f"long {n}(void) {{ return 0; }}") for n in sorted(names)) + "\n"
+    )
+    subprocess.run(
+        ["gcc", "-c", "-fPIC", "-w", source, "-o", f"{library}.o"], cwd=target, check=True
+    )
+    options = [f"-Wl,-soname,{library}", "-o", library, f"{library}.o"]
+    if version and names.union(runtime):
+        exported = "; ".join(sorted(names.union(runtime)))
+        (target / f"{library}.map").write_text(f"{version} {{ global: {exported}; }};\n")
+        options.append(f"-Wl,--version-script={library}.map")
+    compile_cpp(["-shared", *options, *(["runtime.o"] if runtime else [])], target)
+
+
+def compile_cpp(arguments: list[str | Path], directory: Path) -> None:
+    """Run the C++ compiler, silently unless it fails."""
+    subprocess.run(["g++", "-w", *arguments], cwd=directory, check=True)
+
+
+def make_environment(stand_in: Path, torch_directory: Path, **settings: object) -> dict[str, str]:
+    """Return the environment in which a Python of the wheel's version runs on the stand-in.
+
+    Args:
+        stand_in: Where `build_stand_in` wrote.
+        torch_directory: The ``torch`` of an unpacked wheel.
+        settings: What runtime.cpp reads, as in ``capability="86"``; None leaves it at its default.
+    """
+    return {
+        "LD_LIBRARY_PATH": str(stand_in),
+        "LD_PRELOAD": str(stand_in / "libcuda.so.1"),
+        "PYTHONPATH": str(torch_directory.parent),
+        "PYTHONWARNINGS": "ignore",
+    } | {f"STAND_IN_{k.upper()}": str(v) for k, v in settings.items() if v is not None}
