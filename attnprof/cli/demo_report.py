@@ -6,8 +6,8 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from attnprof.palette import colour_of
-from attnprof.report.compare import Change, compare_peaks, predict_fused
+from attnprof.report.compare import compare_peaks
+from attnprof.report.compare_text import render_changes
 from attnprof.report.tables import Column, FittedTable, show_name
 from attnprof.report.text import heading
 from attnprof.report.verdict import format_share, measure_quadratic
@@ -26,9 +26,10 @@ def render_comparison(
         losses: Per variant, the loss of each step.
     """
     before, after = materialised.peak(), fused.peak()
-    predicted = predict_fused(materialised)
+    predicted = materialised.what_if("fused_attention").after
     error = predicted.total_bytes - after.total_bytes
     saved = before.total_bytes - after.total_bytes
+    changes = render_changes(compare_peaks(before, after), first="materialised", second="fused")
     quadratic = measure_quadratic(before, materialised.layers())
     subtracted = before.total_bytes - sum(quadratic.values())
     sentence = (
@@ -65,7 +66,7 @@ def render_comparison(
         ),
         Text(),
         heading("Category by category, each run at its own peak"),
-        Padding(render_changes(compare_peaks(before, after)), (0, 0, 0, 2)),
+        Padding(changes, (0, 0, 0, 2)),
         Text(),
         heading("The training did not change"),
         Padding(_render_losses(losses), (0, 0, 0, 2)),
@@ -76,36 +77,6 @@ def _describe_error(error: int, measured: int) -> str:
     if not error:
         return "0 bytes (0.00 %)"
     return f"{format_bytes(error)} ({100 * error / measured:+.2f} % of what was measured)"
-
-
-def render_changes(changes: Sequence[Change]) -> FittedTable:
-    """Return a table of categories in two runs, with their total."""
-    rows: list[list[RenderableType]] = [
-        [Text(c.category, style=colour_of(c.category)), *_show_change(c)]
-        for c in changes
-        if c.first_bytes or c.second_bytes
-    ]
-    first = sum(change.first_bytes for change in changes)
-    second = sum(change.second_bytes for change in changes)
-    total = Change("total", first, second)
-    rows.append([Text("total", style="bold"), *_show_change(total)])
-    columns = [
-        Column("category"),
-        Column("materialised", right=True),
-        Column("fused", right=True),
-        Column("difference", right=True),
-    ]
-    return FittedTable(columns, rows, ruled_off=1)
-
-
-def _show_change(change: Change) -> list[str]:
-    difference = change.difference_bytes
-    sign = "+" if difference > 0 else ""
-    return [
-        format_bytes(change.first_bytes),
-        format_bytes(change.second_bytes),
-        f"{sign}{format_bytes(difference)}" if difference else "–",
-    ]
 
 
 def _render_losses(losses: Mapping[str, Sequence[float]]) -> FittedTable:

@@ -1,0 +1,1 @@
+"""What another program would have needed: a run's allocations, rewritten and replayed."""
