@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from attnprof.analysis.allocator import AllocatorSettings, Simulation, simulate_allocator
+from attnprof.analysis.kv_cache import describe_kv_cache
 from attnprof.analysis.layers import describe_layers
 from attnprof.analysis.peak import Peak, find_peak
 from attnprof.analysis.steps import describe_steps
@@ -136,6 +137,20 @@ class Run:
         predicted_saved_bytes, backend_reason.
         """
         return describe_layers(self.attribution)
+
+    def kv_cache(self) -> pl.DataFrame:
+        """Return what each layer's KV cache holds: a row per layer and step of a decoding loop.
+
+        A step is an outermost forward without gradients, and the bytes are those that live when
+        it has ended; over the layers of one category, ``held_bytes`` sums to that category then.
+
+        Columns: step, forward, phase, layer, category, kind, dtype, batch, kv_heads, head_dim,
+        tokens, held_bytes, reachable_bytes, used_bytes, bytes_per_token, transient_bytes,
+        growing_bytes, expanded_bytes, and for paged caches block_tokens, allocated_blocks,
+        used_blocks, shared_blocks, free_blocks and last_block_slack_bytes. `describe_kv_cache`
+        in ``attnprof.analysis.kv_cache`` says what each means.
+        """
+        return describe_kv_cache(self.attribution)
 
     def what_if(
         self,

@@ -29,6 +29,7 @@ class Attribution:
     timeline: Timeline
     blocks: Blocks
     calls: list[AttentionCall]
+    kept: Kept
     allocations: pl.DataFrame
     """`Run.allocations`, with the columns ``start`` and ``end`` (order of events) besides."""
 
@@ -52,17 +53,26 @@ def attribute(stored: StoredRun) -> Attribution:
         if facts.born_by[storage] < 0:
             labels.put(storage, Category.INPUTS, "")
     allocations = _build_allocations(facts, timeline, blocks, labels)
-    return Attribution(facts, timeline, blocks, calls, allocations)
+    return Attribution(facts, timeline, blocks, calls, kept, allocations)
+
+
+_TRACING = 0
+"""Number of the thread that opened the trace."""
 
 
 def _name_inference_phases(
     facts: Facts, timeline: Timeline, calls: list[AttentionCall], kept: Kept
 ) -> None:
-    """Call forwards that fill a cache prefill, and those that extend it decode."""
+    """Call forwards that fill a cache prefill, and those that extend it decode.
+
+    A forward that extends a cache belongs to the prefill still, if nobody has asked the one before
+    it for an answer: a long prompt is put in chunk by chunk.
+    """
     keeping = set(kept.cache.values()) | set(kept.state.values())
     if not keeping:
         return
     first_ops = [call.ops[0] for call in calls]  # ascending
+    prefill: tuple[int, int] | None = None
     first = True
     for begin, end, grad in zip(
         timeline.forward_begin, timeline.forward_exit, timeline.forward_has_grad, strict=True
@@ -73,10 +83,23 @@ def _name_inference_phases(
         if grad or not (inside or any(facts.module_paths[m] in keeping for m in modules)):
             continue
         extends = any(c.q_len < c.k_len for c in inside) or not inside
+        is_chunk = prefill is not None and not _reads_results(facts, kept, prefill, int(end))
+        is_decode = extends and not first and not is_chunk
         span = timeline.phase[begin:end]
-        name = Phase.DECODE if extends and not first else Phase.PREFILL
-        span[span == PHASE[Phase.FORWARD]] = PHASE[name]
+        span[span == PHASE[Phase.FORWARD]] = PHASE[Phase.DECODE if is_decode else Phase.PREFILL]
+        prefill = None if is_decode else (int(begin), int(end))
         first = False
+
+
+def _reads_results(facts: Facts, kept: Kept, forward: tuple[int, int], end: int) -> bool:
+    """Return whether an op between a forward and ``end`` reads what it made, but for its cache."""
+    begin, leave = forward
+    if facts.thread[begin] != _TRACING:  # what it does outside of modules is not seen
+        return True
+    rows = slice(int(facts.first_row[leave]), int(facts.first_row[end]))
+    read = np.unique(facts.storage[rows][facts.is_input[rows]])
+    made = read[(facts.born_by[read] >= begin) & (facts.born_by[read] < leave)]
+    return any(s not in kept.cache and s not in kept.state for s in made.tolist())
 
 
 def _build_allocations(

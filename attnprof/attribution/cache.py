@@ -10,7 +10,7 @@ from attnprof.attribution.facts import Facts
 from attnprof.attribution.flow import Flow, Origin
 from attnprof.attribution.phases import Timeline
 from attnprof.attribution.products import is_product
-from attnprof.vocabulary import Role
+from attnprof.vocabulary import AttentionKind, Role
 
 _APPENDING = re.compile(r"^(cat|index_copy|index_put|copy|slice_scatter|scatter|index_add|stack)")
 """Ops that put new tokens beside old ones; a cache behind a projection is made by one."""
@@ -25,25 +25,32 @@ class Kept:
 
     cache: dict[int, str]
     state: dict[int, str]
+    latent: frozenset[int] = frozenset()
+    """Of the cache, what K and V are projected from anew for every call that attends."""
 
 
 def find_kept(facts: Facts, flow: Flow, timeline: Timeline, calls: list[AttentionCall]) -> Kept:
     """Find the storages that outlive the forward that made or filled them, with gradients off."""
     forwards = _Forwards(facts, timeline)
     cache: dict[int, str] = {}
+    latent: set[int] = set()
     for call in calls:
         leave = forwards.end_of(call.ops[0])
-        if leave >= 0:
-            for storage in _walk_keys(facts, flow, call):
+        # Linear attention sums its keys and values up: what it carries is a state.
+        if leave >= 0 and call.kind is not AttentionKind.LINEAR:
+            begin = forwards.begin_of(call.ops[0])
+            for storage, projected in _walk_keys(facts, flow, call, begin).items():
                 if forwards.outlives(storage, leave) or forwards.is_from_before(
                     storage, call.ops[0]
                 ):
                     cache.setdefault(storage, call.layer)
+                    if projected:
+                        latent.add(storage)
     _add_habitual(facts, forwards, cache)
     state = _find_states(facts, flow, forwards, cache)
     for kept in (cache, state):
         _follow_copies(facts, kept)
-    return Kept(cache, state)
+    return Kept(cache, state, frozenset(latent))
 
 
 def _add_habitual(facts: Facts, forwards: "_Forwards", cache: dict[int, str]) -> None:
@@ -109,24 +116,33 @@ class _Forwards:
         at = int(np.searchsorted(self.enter, op, "right")) - 1
         return at if at >= 0 and op < self.leave[at] else -1
 
+    def begin_of(self, op: int) -> int:
+        """Return where the forward began that an op ran in, or -1."""
+        number = self.number_of(op)
+        return int(self.enter[number]) if number >= 0 else -1
+
     def end_of(self, op: int) -> int:
         """Return where the forward ended that an op ran in, or -1."""
         number = self.number_of(op)
         return int(self.leave[number]) if number >= 0 else -1
 
     def is_from_before(self, storage: int, op: int) -> bool:
-        """Return whether a storage was made in an earlier forward than the one of ``op``."""
+        """Return whether an earlier forward than the one of ``op`` made and left a storage."""
         made = self.number_of(int(self._born_by[storage]))
-        return 0 <= made < self.number_of(op)
+        return 0 <= made < self.number_of(op) and self.outlives(storage, int(self.leave[made]))
 
     def outlives(self, storage: int, leave: int) -> bool:
         """Return whether a storage was live when a forward had ended."""
         return bool(self._freed_at[storage] > leave)
 
 
-def _walk_keys(facts: Facts, flow: Flow, call: AttentionCall) -> set[int]:
-    """Return the storages that K and V of a call came from."""
-    found: set[int] = set()
+def _walk_keys(facts: Facts, flow: Flow, call: AttentionCall, begin: int) -> dict[int, bool]:
+    """Return the storages that K and V of a call came from, and which a projection lies behind.
+
+    What was made before op ``begin``, where the call's forward began, is not asked what it was
+    made from in turn: that was an earlier call's to find.
+    """
+    found: dict[int, bool] = {}
     seen: set[int] = set()
     inside = call.layer + "." if call.layer else ""
     todo = [(row, False) for row in call.key_rows]
@@ -141,15 +157,17 @@ def _walk_keys(facts: Facts, flow: Flow, call: AttentionCall) -> set[int]:
             continue
         if made < 0:
             if flow.is_grown(row):
-                found.add(storage)
+                found.setdefault(storage, projected)
             continue
         op = int(facts.row_op[made])
         path = facts.module_paths[facts.op_module[op]]
         is_inside = path == call.layer or path.startswith(inside)
         name = facts.short_names[facts.code[op]]
         if not projected or (is_inside and _APPENDING.match(name)):
-            found.add(storage)
+            found.setdefault(storage, projected)
             projected = projected and not _APPENDING.match(name)
+        if op < begin:
+            continue
         if is_product(facts, op):
             if projected:
                 continue
@@ -165,8 +183,11 @@ def _walk_keys(facts: Facts, flow: Flow, call: AttentionCall) -> set[int]:
 
 def _may_be_kept(facts: Facts, flow: Flow, row: int, made: int) -> bool:
     """Return whether an operand on the way to K or V may hold tokens."""
-    if facts.signature_of(row).dtype == "int64":  # positions; no quantised cache is that wide
+    dtype = facts.signature_of(row).dtype
+    if dtype == "int64":  # positions; no quantised cache is that wide
         return False
+    if dtype == "int32" and made >= 0 and facts.op_module[facts.row_op[made]] < 0:
+        return False  # positions too: what holds K and V is packed where they are made
     role = flow.role_of(int(facts.storage[row]))
     if role == Role.BUFFER:  # a cache that a module registered, if the model writes into it
         return made >= 0 and bool(facts.mutates[facts.code[facts.row_op[made]]])

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from attnprof.store.schema import FREED, IDENTITIES, MARKS, MODULES, SAMPLES, SCOPES
+from attnprof.store.schema import (
+    BLOCK_TABLES,
+    FREED,
+    IDENTITIES,
+    MARKS,
+    MODULES,
+    SAMPLES,
+    SCOPES,
+)
 from attnprof.store.writer import RunWriter
 
 # Facts wait for a commit as bytes: the garbage collector, which would run every few hundred ops
@@ -58,6 +66,7 @@ class Recorder:
         self.modules: list[tuple[int, int, str, str]] = []
         self.samples: list[tuple[int, str, int, int, int]] = []
         self.allocator_events: list[tuple[Any, ...]] = []
+        self.block_tables: list[tuple[Any, ...]] = []
         self.committed_ops = 0
         self.before_commit: list[Callable[[], None]] = []
         """Called first, to bring in facts kept elsewhere (the CUDA allocator's history)."""
@@ -154,6 +163,7 @@ class Recorder:
         _take_rows(columns, "marks", MARKS.names, self.marks)
         _take_rows(columns, "modules", MODULES.names, self.modules)
         _take_rows(columns, "samples", SAMPLES.names, self.samples)
+        _take_rows(columns, "block_tables", BLOCK_TABLES.names, self.block_tables)
         self._take_vocabulary(columns)
         return columns
 

@@ -135,6 +135,21 @@ ALLOCATOR_EVENTS = pa.schema(
     ]
 )
 
+BLOCK_TABLES = pa.schema(
+    [
+        ("op", pa.int64()),  # number of ops that had finished
+        ("storage", pa.int32()),  # of the pool that the blocks are in
+        ("layers", pa.list_(pa.int64())),  # layer numbers that share the table; empty for all
+        ("block_tokens", pa.int64()),
+        ("free", pa.int64()),
+        ("allocated", pa.int64()),  # distinct blocks that belong to a sequence
+        ("used", pa.int64()),  # of these, blocks with at least one token
+        ("shared", pa.int64()),  # of these, blocks that belong to several sequences
+        ("tokens", pa.int64()),  # of all sequences, those of shared blocks once
+        ("sequences", pa.int64()),
+    ]
+)
+
 TABLES: dict[str, pa.Schema] = {
     "ops": OPS,
     "operands": OPERANDS,
@@ -148,4 +163,5 @@ TABLES: dict[str, pa.Schema] = {
     "marks": MARKS,
     "samples": SAMPLES,
     "allocator_events": ALLOCATOR_EVENTS,
+    "block_tables": BLOCK_TABLES,
 }

@@ -51,6 +51,29 @@ def test_law_is_never_negative_and_never_falls(lengths: list[int], data: st.Data
 
 
 @pytest.mark.parametrize(
+    ("expected", "words"),
+    [
+        ((-64, 320, 0), "linear"),
+        ((0, -2, 2), "quadratic"),  # the pairs of a causal mask but for its diagonal
+        ((48, -8, 4), "quadratic"),
+    ],
+)
+def test_law_with_a_negative_term_is_found_where_it_goes_through_all_points(
+    expected: tuple[int, int, int], words: str
+) -> None:
+    law = fit_law(range(17, 28), [evaluate(expected, n) for n in range(17, 28)])
+    assert law.coefficients == pytest.approx(expected, rel=1e-6, abs=1e-4)
+    assert law.words == words
+    assert law.at(5000) == pytest.approx(evaluate(expected, 5000), rel=1e-6)
+    assert law.at(0) >= 0
+
+
+def test_negative_term_needs_a_point_that_confirms_it() -> None:
+    assert fit_law([16, 32], [evaluate((-64, 320, 0), n) for n in (16, 32)]).constant >= 0
+    assert min(fit_law([16, 32, 64], [30, 200, 300]).coefficients) >= 0
+
+
+@pytest.mark.parametrize(
     ("law", "words"),
     [
         ((10**6, 0, 0), "constant"),

@@ -1,0 +1,199 @@
+"""A recorded cache in other forms: fewer heads, fewer bits, a latent, a window, pages.
+
+Closed forms at the length and batch that were recorded; what a form saves at the peak of the whole
+run is a question for a what-if, since the peak moves.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from attnprof.analysis.cache_layers import CacheKind
+from attnprof.attribution.facts import ITEM_BYTES
+from attnprof.vocabulary import Category
+
+PAGE_TOKENS = 16
+"""Tokens per page: as in PagedAttention (arXiv 2309.06180), and vLLM's default."""
+GROUP = 64
+"""Elements that share a 16-bit scale and zero point in a 4-bit cache, as in transformers."""
+_REWRITABLE = frozenset(
+    {CacheKind.GROWN, CacheKind.WINDOW, CacheKind.PREALLOCATED, CacheKind.PAGED}
+)
+"""Kinds that hold K and V of the own sequence, element by element."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """One layer's cache at the instant of most bytes."""
+
+    layer: str
+    kind: CacheKind
+    batch: int
+    kv_heads: int
+    head_dim: int
+    tokens: int
+    """Per sequence; 0 for states."""
+    item_bytes: int
+    held_bytes: int
+    bytes_per_token: float
+    """Of one sequence."""
+    growing_bytes: int
+    expanded_bytes: int
+
+    @property
+    def predicted_bytes_per_token(self) -> int | None:
+        """2 · Hkv · D · e: a key and a value per head, in the cache's dtype.
+
+        None where the cache is not K and V as they are (quantised, latent, states).
+        """
+        if self.kind not in _REWRITABLE and self.kind is not CacheKind.CROSS:
+            return None
+        return 2 * self.kv_heads * self.head_dim * self.item_bytes
+
+    @property
+    def is_state(self) -> bool:
+        """Whether it is as large for one token as for a thousand."""
+        return self.kind is CacheKind.STATE
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What the recorded cache would hold in another form."""
+
+    name: str
+    how: str
+    bytes_per_token: float
+    """Of one sequence, all layers; what grows with it."""
+    held_bytes: int
+    """On the device, for the tokens and sequences that were recorded."""
+
+
+def take_largest(frame: pl.DataFrame) -> list[LayerCache]:
+    """Return the layers of a run's `kv_cache` after the forward that left most bytes.
+
+    Args:
+        frame: What `describe_kv_cache` returns; must have rows.
+    """
+    sums = frame.group_by("forward").agg(pl.col("held_bytes").sum()).sort("held_bytes", "forward")
+    rows = frame.filter(pl.col("forward") == sums["forward"][-1])
+    return [
+        LayerCache(
+            layer=row["layer"],
+            kind=CacheKind(row["kind"]),
+            batch=row["batch"] or 1,
+            kv_heads=row["kv_heads"] or 0,
+            head_dim=row["head_dim"] or 0,
+            tokens=row["tokens"] or 0,
+            item_bytes=ITEM_BYTES.get(row["dtype"], 1),
+            held_bytes=row["held_bytes"],
+            bytes_per_token=row["bytes_per_token"] or 0.0,
+            growing_bytes=row["growing_bytes"],
+            expanded_bytes=row["expanded_bytes"],
+        )
+        for row in rows.iter_rows(named=True)
+        if row["category"] == Category.KV_CACHE or row["kind"] == CacheKind.STATE
+    ]
+
+
+def list_forms(layers: Sequence[LayerCache], *, window: int = 1024) -> list[Form]:
+    """Return the recorded cache in other forms, for those of its layers that they apply to.
+
+    Args:
+        layers: As `take_largest` returns them.
+        window: Tokens of the sliding window to ask for.
+    """
+    own = [layer for layer in layers if layer.kind in _REWRITABLE and layer.bytes_per_token]
+    rest = [layer for layer in layers if layer not in own]
+    if not own:
+        return []
+    fixed = sum(layer.held_bytes for layer in rest)
+
+    def make(name: str, how: str, factors: Sequence[float], lengths: Sequence[int]) -> Form:
+        each = [layer.bytes_per_token * f for layer, f in zip(own, factors, strict=True)]
+        held = sum(
+            math.ceil(b * n) * layer.batch
+            for layer, b, n in zip(own, each, lengths, strict=True)
+        )  # fmt: skip
+        return Form(name, how, sum(each), fixed + held)
+
+    same, tokens = [1.0] * len(own), [layer.tokens for layer in own]
+    int4_bits = 4 + 2 * 16 / GROUP
+    forms = [
+        make("as it is, without slack", "", same, tokens),
+        make(
+            "one key/value head (MQA)",
+            "another architecture: num_key_value_heads=1",
+            [1 / layer.kv_heads for layer in own],
+            tokens,
+        ),
+        make(
+            "half the key/value heads (GQA)",
+            "another architecture",
+            [max(1, layer.kv_heads // 2) / layer.kv_heads for layer in own],
+            tokens,
+        ),
+        make("FP8", "a byte per element", [1 / layer.item_bytes for layer in own], tokens),
+        make(
+            "4 bits",
+            f"and a scale and a zero point for {GROUP} elements",
+            [int4_bits / 8 / layer.item_bytes for layer in own],
+            tokens,
+        ),
+        make(
+            "a latent (MLA)",
+            "another architecture: 4.5 D elements, as in DeepSeek-V2",
+            [min(1.0, 4.5 / (2 * layer.kv_heads)) for layer in own],
+            tokens,
+        ),
+        make(
+            f"a window of {window} tokens",
+            "another architecture, or eviction",
+            same,
+            [min(n, window) for n in tokens],
+        ),
+        make(
+            f"pages of {PAGE_TOKENS} tokens",
+            "no copies while it grows; a part of each last page is empty",
+            same,
+            [-(-n // PAGE_TOKENS) * PAGE_TOKENS for n in tokens],
+        ),
+    ]
+    on_device = sorted((layer.held_bytes for layer in own), reverse=True)[:2]
+    per_token = sum(layer.bytes_per_token for layer in own)
+    forms.append(
+        Form(
+            "in host memory",
+            "but for the layer that attends and the next one",
+            per_token * len(on_device) / len(own),
+            fixed + sum(on_device),
+        )
+    )
+    return forms
+
+
+def cache_bytes_at(layers: Sequence[LayerCache], *, tokens: int, batch: int) -> int:
+    """Return what the recorded kind of cache takes at another length and batch.
+
+    Caches grow with tokens, windows up to their own, states and caches of another sequence do not;
+    all grow with the batch. To that comes what the layer that takes most takes while it attends:
+    older and newer copy side by side, repeated heads.
+    """
+    total, transient = 0.0, 0.0
+    for layer in layers:
+        if layer.is_state or layer.kind is CacheKind.CROSS or not layer.tokens:
+            total += layer.held_bytes / layer.batch * batch
+            continue
+        kept = min(tokens, layer.tokens) if layer.kind is CacheKind.WINDOW else tokens
+        held = layer.bytes_per_token * kept * batch
+        total += held
+        extra = layer.growing_bytes + layer.expanded_bytes
+        transient = max(transient, extra / (layer.tokens * layer.batch) * kept * batch)
+    return math.ceil(total + transient)
+
+
+def max_batch(layers: Sequence[LayerCache], *, tokens: int, room_bytes: int) -> int:
+    """Return the most sequences of a length whose caches fit into some room."""
+    each = cache_bytes_at(layers, tokens=tokens, batch=1)
+    return max(0, room_bytes // each) if each else 0

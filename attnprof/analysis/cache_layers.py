@@ -1,0 +1,254 @@
+"""What one layer's cache is: how it grows, how many tokens it holds, how much of it they fill."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+
+import numpy as np
+
+from attnprof.analysis.block_tables import EMPTY, BlockTables, describe_blocks
+from attnprof.analysis.cache_use import CacheUse, count_distinct
+from attnprof.analysis.forwards import Forward
+from attnprof.attribution.calls import AttentionCall
+from attnprof.attribution.facts import Ints
+from attnprof.vocabulary import Category
+
+_NARROW = ("int", "uint", "float8", "float4", "bits")
+"""Beginnings of dtypes that attention does not compute in."""
+
+
+class CacheKind(StrEnum):
+    """How a layer keeps the past, read from what its ops do with the storages."""
+
+    GROWN = "grown"
+    """Made anew, longer, for new tokens: concatenated."""
+    WINDOW = "window"
+    """Made anew for new tokens; only a window of it is kept for the next one."""
+    PREALLOCATED = "preallocated"
+    """Written in place, into room that was taken in advance."""
+    PAGED = "paged"
+    """Written in place and read by position: pages of a pool."""
+    QUANTISED = "quantised"
+    """Kept in a dtype that attention does not compute in."""
+    LATENT = "latent"
+    """Something shorter than K and V, from which they are projected whenever they are read."""
+    CROSS = "cross"
+    """K and V of another sequence, such as an encoder's: made once and read from then on."""
+    STATE = "state"
+    """A recurrent or convolution state: as large for one token as for a thousand."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnBlocks:
+    """The blocks of memory that belong to one layer's cache, or its part of shared ones."""
+
+    storage: Ints
+    size_bytes: Ints
+    start: Ints
+    end: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a layer's cache holds when a forward has ended."""
+
+    held_bytes: int
+    reachable_bytes: int
+    used_bytes: int
+    tokens: int | None
+    dtype: str
+    blocks: dict[str, int | None]
+    """Columns of `block_tables.SCHEMA`."""
+
+
+class CacheLayer:
+    """One layer's cache over a run."""
+
+    def __init__(
+        self,
+        path: str,
+        category: Category,
+        blocks: OwnBlocks,
+        use: CacheUse,
+        calls: Mapping[int, AttentionCall],
+        *,
+        latent: frozenset[int] = frozenset(),
+        tables: BlockTables | None = None,
+    ) -> None:
+        """Look at one layer.
+
+        Args:
+            path: The layer's module path.
+            category: ``kv_cache`` or ``recurrent_state``.
+            blocks: Its blocks.
+            use: What the run's ops do with the storages.
+            calls: By number of the forward, the call that read most of its keys.
+            latent: Storages of any layer from which K and V are projected.
+            tables: What an engine said of the blocks of its paged caches.
+        """
+        self.path, self.category, self.blocks = path, category, blocks
+        self._use, self._calls = use, calls
+        self._storages = set(blocks.storage.tolist())
+        self._tables = tables
+        self._is_latent = bool(latent & self._storages)
+
+    def has_pool_at(self, place: int) -> bool:
+        """Return whether something that is written in place is live just before an event."""
+        own = self.blocks
+        live = own.storage[(own.start < place) & (own.end >= place)]
+        return bool(self._in_place & set(live.tolist()))
+
+    def content_after(self, forward: Forward) -> Content:
+        """Return what the layer holds when a forward has ended."""
+        own, place = self.blocks, forward.settled_event
+        live = np.flatnonzero((own.start < place) & (own.end >= place))
+        held = int(own.size_bytes[live].sum())
+        reachable, by_dtype = 0, dict[str, int]()
+        for at in live.tolist():
+            storage, size = int(own.storage[at]), int(own.size_bytes[at])
+            view = self._use.find_view(storage, forward.exit_op)
+            if view is None:
+                reachable += size
+                continue
+            shown = size if storage in self._in_place else count_distinct(view) * view.item_bytes
+            reachable += min(shown, size)
+            by_dtype[view.dtype] = by_dtype.get(view.dtype, 0) + size
+        call = self._call_before(forward)
+        used, tokens = self._count_used(forward, live, held, reachable, call)
+        dtype = max(by_dtype, key=lambda name: by_dtype[name], default="")
+        blocks = EMPTY
+        table = self._tables.find(self.path, self._storages, forward) if self._tables else None
+        if table is not None and self._slot_bytes:
+            tokens = table["tokens"]
+            used = tokens * self._slot_bytes
+            blocks = describe_blocks(table, self._slot_bytes)
+        return Content(held, reachable, used, tokens, dtype, blocks)
+
+    def _count_used(
+        self, forward: Forward, live: Ints, held: int, reachable: int, call: AttentionCall | None
+    ) -> tuple[int, int | None]:
+        """Return the bytes that tokens were written to, and how many tokens those are."""
+        if call is None or self.category is Category.RECURRENT_STATE:
+            return reachable, None
+        if not self._in_place:
+            tokens = call.k_len * reachable / held if held and not self._is_packed else call.k_len
+            return reachable, round(tokens)
+        token_bytes = self._slot_bytes
+        if not token_bytes:
+            return reachable, None
+        capacity = held // token_bytes
+        if call.k_len < capacity:  # it reads what was written, and not the room after it
+            return call.k_len * token_bytes, call.k_len
+        written = sum(
+            min(self._written_before(int(self.blocks.storage[at]), forward.exit_op), size)
+            for at in live.tolist()
+            if (size := int(self.blocks.size_bytes[at]))
+        )
+        tokens = min(written // token_bytes, capacity)
+        return tokens * token_bytes, tokens
+
+    def _call_before(self, forward: Forward) -> AttentionCall | None:
+        """Return the layer's newest call, up to and including those of a forward."""
+        numbers = self._call_numbers
+        at = int(np.searchsorted(numbers, forward.number, "right")) - 1
+        return self._calls[int(numbers[at])] if at >= 0 else None
+
+    @cached_property
+    def _call_numbers(self) -> Ints:
+        return np.array(sorted(self._calls), np.int64)
+
+    def call_of(self, forward: Forward) -> AttentionCall | None:
+        """Return the layer's newest call, for its shapes; the first one before there was any."""
+        numbers = self._call_numbers
+        return self._call_before(forward) or (
+            self._calls[int(numbers[0])] if len(numbers) else None
+        )
+
+    @cached_property
+    def _in_place(self) -> set[int]:
+        """Storages that the layer writes into in part, or several times."""
+        if self.category is Category.RECURRENT_STATE:
+            return set()
+        found = set()
+        for storage in self._storages:
+            own = [w for w in self._use.writes_of(storage) if w.size_bytes and self._is_own(w.op)]
+            size = int(self.blocks.size_bytes[self.blocks.storage == storage].max())
+            if any(w.size_bytes < size for w in own) or len(own) > 1:
+                found.add(storage)
+        return found
+
+    def _is_own(self, op: int) -> bool:
+        path = self._use.facts.module_paths[self._use.facts.op_module[op]]
+        return not self.path or path == self.path or path.startswith(f"{self.path}.")
+
+    @cached_property
+    def _slot_bytes(self) -> int:
+        """Bytes that one token of every sequence takes in storages that are written in place."""
+        for number in self._call_numbers.tolist():
+            call = self._calls[number]
+            ops = range(call.ops[0] + 1)
+            written = 0
+            for storage in self._in_place:
+                own = [w for w in self._use.writes_of(storage) if self._is_own(w.op)]
+                before = [w.size_bytes for w in own if w.op in ops]
+                written += sum(before)
+            if written and call.q_len:
+                return written // call.q_len
+        return 0
+
+    def _written_before(self, storage: int, op: int) -> int:
+        """Return the bytes written into a storage since it was last cleared."""
+        written = 0
+        for write in self._use.writes_of(storage):
+            if write.op >= op:
+                break
+            if not write.size_bytes:
+                written = 0
+            elif self._is_own(write.op):
+                written += write.size_bytes
+        return written
+
+    @cached_property
+    def _is_packed(self) -> bool:
+        """Whether some of the storages hold K and V in a dtype too narrow to attend in."""
+        computes = {call.dtype for call in self._calls.values()}
+        return any(
+            dtype.startswith(_NARROW) and dtype not in computes
+            for storage in self._storages
+            for dtype in self._use.dtypes_of(storage)[-1:]
+        )
+
+    def name_kind(self, forwards: Sequence[Forward], contents: Sequence[Content]) -> CacheKind:
+        """Say how the layer keeps the past, from what it held after its forwards too."""
+        if self.category is Category.RECURRENT_STATE:
+            return CacheKind.STATE
+        if self._is_packed:
+            return CacheKind.QUANTISED
+        if self._in_place:
+            is_gathered = any(self._use.is_gathered(storage) for storage in self._in_place)
+            has_table = any(content.blocks is not EMPTY for content in contents)
+            return CacheKind.PAGED if is_gathered or has_table else CacheKind.PREALLOCATED
+        if self._is_latent:
+            return CacheKind.LATENT
+        lengths = {call.k_len for call in self._calls.values()}
+        if len(self._calls) > 1 and len(lengths) == 1 and not self._is_extended:
+            return CacheKind.CROSS
+        # After its own forwards: what is cropped later is no window.
+        is_sliced = any(
+            content.reachable_bytes < content.held_bytes
+            for forward, content in zip(forwards, contents, strict=True)
+            if forward.number in self._calls
+        )
+        return CacheKind.WINDOW if is_sliced else CacheKind.GROWN
+
+    @cached_property
+    def _is_extended(self) -> bool:
+        """Whether the layer itself ever makes one generation of its cache from another."""
+        facts = self._use.facts
+        for storage in self._storages:
+            op = int(facts.born_by[storage])
+            sources = {int(facts.storage[row]) for row in facts.rows_in(op)} if op >= 0 else set()
+            if op >= 0 and self._is_own(op) and sources & self._storages:
+                return True
+        return False

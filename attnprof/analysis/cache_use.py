@@ -1,0 +1,120 @@
+"""How a run's ops use the storages of its caches: what reads them, what writes into them."""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from attnprof.attribution.facts import Facts, Ints, Signature
+
+_GATHERING = re.compile(r"^(index|index_select|gather|take|embedding)$")
+"""Ops that pick tokens by number: how pages are read."""
+_NUMBERS = frozenset({"int64", "int32", "bool"})
+"""Dtypes of positions and masks, which are never what is written into a cache in place."""
+
+
+@dataclass(frozen=True)
+class Write:
+    """One op's writing into a storage that was there before."""
+
+    op: int
+    size_bytes: int
+    """Bytes of the storage that it wrote; 0 for an op that only clears."""
+
+
+class CacheUse:
+    """The operand rows of some storages, in the order of ops."""
+
+    def __init__(self, facts: Facts, storages: set[int]) -> None:
+        """Index the rows of ``storages``."""
+        self.facts = facts
+        wanted = np.zeros(facts.storage_count + 1, np.bool_)
+        wanted[list(storages)] = True
+        rows = np.flatnonzero(wanted[facts.storage])
+        rows = rows[np.argsort(facts.storage[rows], kind="stable")]
+        self._rows: Ints = rows
+        self._starts: Ints = np.searchsorted(
+            facts.storage[rows], np.arange(facts.storage_count + 1), "left"
+        )
+        self._writes: dict[int, list[Write]] = {}
+
+    def rows_of(self, storage: int) -> Ints:
+        """Return the operand rows of a storage, in the order of ops."""
+        return self._rows[self._starts[storage] : self._starts[storage + 1]]
+
+    def readers_of(self, storage: int) -> Ints:
+        """Return the ops that take a storage as an operand."""
+        rows = self.rows_of(storage)
+        return np.unique(self.facts.row_op[rows[self.facts.is_input[rows]]])
+
+    def dtypes_of(self, storage: int) -> list[str]:
+        """Return the dtypes through which a storage is seen, in order of first use."""
+        numbers = dict.fromkeys(self.facts.signature[self.rows_of(storage)].tolist())
+        return list(dict.fromkeys(self.facts.signatures[number].dtype for number in numbers))
+
+    def find_view(self, storage: int, op: int) -> Signature | None:
+        """Return the view of a storage that is left when ``op`` begins.
+
+        That is what the next op to read the storage takes; a program that kept a slice can only
+        take that slice. Where nothing reads it any more, the last view that was made of the
+        storage and that nothing took counts as the one that was kept for later.
+        """
+        facts, rows = self.facts, self.rows_of(storage)
+        at = int(np.searchsorted(facts.row_op[rows], op, "left"))
+        later = rows[at:][facts.is_input[rows[at:]]]
+        if len(later):
+            return facts.signature_of(int(later[0]))
+        earlier = rows[:at]
+        taken = set(facts.signature[earlier[facts.is_input[earlier]]].tolist())
+        made = earlier[~facts.is_input[earlier]]
+        if not len(made):
+            return facts.signature_of(int(earlier[-1])) if len(earlier) else None
+        for row in made[::-1].tolist():
+            if int(facts.signature[row]) not in taken:
+                return facts.signature_of(row)
+        return facts.signature_of(int(made[0]))
+
+    def writes_of(self, storage: int) -> list[Write]:
+        """Return the in-place writes into a storage, in the order of ops."""
+        found = self._writes.get(storage)
+        if found is None:
+            facts, rows = self.facts, self.rows_of(storage)
+            outs = rows[~facts.is_input[rows]]
+            mutating = facts.mutates[facts.code[facts.row_op[outs]]]
+            outs = outs[mutating & (facts.born_by[storage] != facts.row_op[outs])]
+            found = [self._read_write(row) for row in outs.tolist()]
+            self._writes[storage] = found
+        return found
+
+    def _read_write(self, row: int) -> Write:
+        """Return how much an op wrote into the view in one of its output rows.
+
+        Of a view that an op writes into by position, it writes as much as it takes from beside.
+        """
+        facts = self.facts
+        op = int(facts.row_op[row])
+        region = facts.signature_of(row)
+        sources = [
+            facts.signature_of(r)
+            for r in facts.rows_in(op)
+            if facts.storage[r] != facts.storage[row]
+        ]
+        elements = [s.numel for s in sources if s.dtype not in _NUMBERS]
+        written = min(max(elements, default=0), count_distinct(region))
+        return Write(op, written * region.item_bytes)
+
+    @cached_property
+    def gathers(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Per op code, whether the op picks elements by number."""
+        return np.array([bool(_GATHERING.match(n)) for n in self.facts.short_names], np.bool_)
+
+    def is_gathered(self, storage: int) -> bool:
+        """Return whether some op reads a storage by the numbers of its elements."""
+        return bool(self.gathers[self.facts.code[self.readers_of(storage)]].any())
+
+
+def count_distinct(signature: Signature) -> int:
+    """Return how many elements a view has in memory; an expanded one shows some several times."""
+    sizes = zip(signature.shape, signature.stride, strict=True)
+    return int(np.prod([size for size, stride in sizes if stride or size == 0], dtype=np.int64))

@@ -1,0 +1,102 @@
+"""The report of ``attnprof kv``: a run's KV cache, other forms of it, and what fits."""
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from attnprof.analysis.cache_forms import (
+    LayerCache,
+    cache_bytes_at,
+    list_forms,
+    max_batch,
+)
+from attnprof.report.cache_summary import (
+    CacheSummary,
+    write_cache_sentence,
+    write_transient_sentence,
+)
+from attnprof.report.cache_text import list_cache_tables
+from attnprof.report.tables import Column, FittedTable
+from attnprof.report.text import heading
+from attnprof.theory.devices import Device
+from attnprof.units import format_bytes, format_length
+
+_CONTEXTS = (4 * 2**10, 8 * 2**10, 32 * 2**10, 128 * 2**10)
+
+
+def render_kv_cache(
+    summary: CacheSummary | None, *, weights_bytes: int, device: Device | None = None
+) -> RenderableType:
+    """Return the report of ``attnprof kv``.
+
+    Args:
+        summary: The run's caches; None where it has none.
+        weights_bytes: What the run's parameters take.
+        device: The accelerator to fill; none for no answer to that.
+    """
+    if summary is None:
+        return Text(
+            "No forward without gradients left a KV cache or a state behind. If an engine owns "
+            "its memory, name it with attnprof.tag(tensor, 'kv_cache')."
+        )
+    sections: list[tuple[str, RenderableType | None]] = [
+        *list_cache_tables(summary),
+        ("The same tokens in other forms", _render_forms(summary.layers)),
+    ]
+    if device is not None:
+        title = f"Sequences that fit on one {device.name} beside {format_bytes(weights_bytes)}"
+        fit = _render_fit(summary.layers, weights_bytes, device)
+        sections.append((f"{title} of weights", fit))
+    parts: list[RenderableType] = [
+        Text(write_cache_sentence(summary), style="bold"),
+        Text(write_transient_sentence(summary)),
+    ]
+    for title, table in sections:
+        if table is not None:
+            parts += [Text(), heading(title), Padding(table, (0, 0, 0, 2))]
+    return Group(*parts)
+
+
+def _render_forms(layers: Sequence[LayerCache]) -> RenderableType | None:
+    forms = list_forms(layers)
+    if not forms:
+        return None
+    held = sum(layer.held_bytes for layer in layers)
+    rows: list[list[RenderableType]] = [
+        [
+            Text(form.name),
+            format_bytes(form.held_bytes),
+            f"{form.held_bytes / held:.0%}",
+            f"{form.bytes_per_token:g} B",
+            Text(form.how),
+        ]
+        for form in forms
+    ]
+    columns = [
+        Column("form", is_name=True),
+        Column("held", right=True),
+        Column("of now", right=True),
+        Column("per token", right=True, drop=2),
+        Column("what it takes", is_name=True, drop=1),
+    ]
+    return FittedTable(columns, rows)
+
+
+def _render_fit(layers: Sequence[LayerCache], weights_bytes: int, device: Device) -> RenderableType:
+    room = device.available_bytes - weights_bytes
+    rows: list[list[RenderableType]] = [
+        [
+            format_length(tokens),
+            str(max_batch(layers, tokens=tokens, room_bytes=room)),
+            format_bytes(cache_bytes_at(layers, tokens=tokens, batch=1)),
+        ]
+        for tokens in _CONTEXTS
+    ]
+    columns = [
+        Column("context", right=True),
+        Column("sequences", right=True),
+        Column("cache of one, with its transients", right=True),
+    ]
+    return FittedTable(columns, rows)

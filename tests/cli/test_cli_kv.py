@@ -1,0 +1,51 @@
+"""``attnprof kv``: the cache of a run, as text and as JSON."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import attnprof
+from attnprof.cli import main
+from tests.attribution.test_caches_by_hand import LAYERS, PROMPT, TOKEN, Model, concatenate, embed
+
+
+@pytest.fixture(scope="module")
+def decoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("runs") / "decoded"
+    model = Model(concatenate).eval()
+    with attnprof.trace(directory, samples_per_second=0), torch.no_grad():
+        output, past = model(embed(), [None] * LAYERS, 0)
+        output, past = model(output[:, -1:], past, PROMPT)
+        output.argmax()
+    return directory
+
+
+def test_report_shows_growth_layers_forms_and_what_fits(
+    decoded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["kv", str(decoded), "--device", "H100"]) == 0
+    text = capsys.readouterr().out
+    for words in ("prefill", "decode", "layers.[0-1]", "grown", "FP8", "MQA", "on one H100"):
+        assert words in text
+    assert "as the architecture says" in text
+
+
+def test_json_has_the_rows_and_their_sum(decoded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kv", str(decoded), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert len(values["rows"]) == 2 * LAYERS
+    assert values["held_bytes"] == LAYERS * 2 * (PROMPT + 1) * TOKEN
+
+
+def test_run_without_a_cache_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with attnprof.trace(tmp_path / "run", samples_per_second=0):
+        torch.nn.Linear(3, 3)(torch.ones(2, 3)).sum().backward()
+    assert main(["kv", str(tmp_path / "run")]) == 0
+    assert "No forward without gradients" in capsys.readouterr().out
+
+
+def test_unknown_device_is_one_line(decoded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kv", str(decoded), "--device", "H1000"]) == 2
+    assert "no device named 'H1000'" in capsys.readouterr().err
