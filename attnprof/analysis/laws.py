@@ -1,4 +1,8 @@
-"""Laws of growth: c0 + c1·n + c2·n² bytes, none of the three negative, and their exponent."""
+"""Laws of growth: c0 + c1·n + c2·n² bytes, and their exponent.
+
+None of the three is negative, so that a law fitted to noise or to a mixture of laws stays sensible
+at other lengths; except where a law with a negative term goes through every point.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +17,8 @@ CONFIDENCE = 0.95
 _NEGLIGIBLE_GROWTH = 1e-3
 """What grows by less than this share of its bytes is called constant."""
 _DUST = 1e-9
-"""A term with less than this share of the bytes at the longest length is a rounding error."""
+"""A term with less than this share of the bytes at the longest length is a rounding error, and a
+law that is off by no more goes through the points."""
 _SMALL_SHARE = 0.01
 """A term with less than this share of the growth is not named in words."""
 _BREAK_ABOVE = 0.01
@@ -62,7 +67,7 @@ class Law:
 
     def at(self, seq_len: float) -> float:
         """Return the bytes at a length."""
-        return self.constant + (self.linear + self.quadratic * seq_len) * seq_len
+        return max(self.constant + (self.linear + self.quadratic * seq_len) * seq_len, 0.0)
 
 
 def fit_law(seq_lens: Sequence[int], sizes: Sequence[int]) -> Law:
@@ -71,6 +76,9 @@ def fit_law(seq_lens: Sequence[int], sizes: Sequence[int]) -> Law:
     Lengths span decades, so that absolute errors would only ever hear the longest. Two lengths
     cannot tell three terms apart: the law is then a line, or if bytes grow faster than n, linear
     and quadratic without a constant. One is taken for a constant.
+
+    A term is negative only in a law that goes through more points than it has terms: the tokens
+    of a cache but the newest are a line that begins below zero, and no mixture with n².
 
     Args:
         seq_lens: Different lengths, ascending.
@@ -81,10 +89,38 @@ def fit_law(seq_lens: Sequence[int], sizes: Sequence[int]) -> Law:
     if len(n) == 2:
         terms = [1, 2] if y[1] * n[0] > y[0] * n[1] else [0, 1]
     found = _solve(n, y, terms)
-    fitted = found[0] + (found[1] + found[2] * n) * n
-    error = float(np.max(np.abs(fitted - y) / _scale_of(y)))
+    error = _find_error(n, y, found)
+    if error > _DUST:
+        exact = _solve_exactly(n, y)
+        if exact is not None:
+            found, error = exact, _find_error(n, y, exact)
     c0, c1, c2 = found.tolist()
     return Law(c0, c1, c2, int(seq_lens[0]), int(seq_lens[-1]), error)
+
+
+def _find_error(n: Floats, y: Floats, coefficients: Floats) -> float:
+    """Return the largest relative error of a law."""
+    c0, c1, c2 = coefficients
+    return float(np.max(np.abs(c0 + (c1 + c2 * n) * n - y) / _scale_of(y)))
+
+
+def _solve_exactly(n: Floats, y: Floats) -> Floats | None:
+    """Return (c0, c1, c2) of the line or parabola through all points, if they say there is one.
+
+    Its highest term is positive, and it has fewer terms than there are points: any two lie on a
+    line, and any three on a parabola.
+    """
+    scale = n[-1]
+    for degree in (1, 2):
+        if len(n) < degree + 2:
+            return None
+        powers = np.stack([(n / scale) ** term for term in range(degree + 1)], axis=1)
+        solution = np.linalg.lstsq(powers, y, rcond=None)[0]
+        found = np.zeros(3)
+        found[: degree + 1] = solution / scale ** np.arange(degree + 1)
+        if found[degree] > 0 and _find_error(n, y, found) <= _DUST:
+            return found
+    return None
 
 
 def _solve(n: Floats, y: Floats, terms: Sequence[int] = (0, 1, 2)) -> Floats:
@@ -166,7 +202,7 @@ def _find_split_error(seq_lens: Sequence[int], sizes: Sequence[int], at: int) ->
 def _explains_more(piece: Law, seq_lens: Sequence[int]) -> bool:
     """Return whether a law explains more points than it has terms."""
     points = sum(piece.first <= n <= piece.last for n in seq_lens)
-    terms = sum(c > 0 for c in piece.coefficients)
+    terms = sum(c != 0 for c in piece.coefficients)
     return points > terms and piece.max_relative_error <= _BREAK_BELOW
 
 
@@ -208,7 +244,7 @@ def fit_exponent(seq_lens: Sequence[int], sizes: Sequence[int], law: Law) -> Exp
     x_mean, z_mean = np.average(x, weights=weight), np.average(z, weights=weight)
     spread = float(weight @ (x - x_mean) ** 2)
     slope = float(weight @ ((x - x_mean) * (z - z_mean))) / spread
-    freedom = len(x) - 2 - (constant > 0)
+    freedom = len(x) - 2 - (constant != 0)
     if freedom < 1:
         return Exponent(slope, None)
     residual = z - z_mean - slope * (x - x_mean)

@@ -29,8 +29,8 @@ aten = torch.ops.aten
 
 _FLASH_ALIGNMENT = 8
 """Flash attention pads the head dimension to a multiple of this (``pad_last_dim<8>``)."""
-_MASK_ALIGNMENT = 16
-"""Memory-efficient attention pads a mask whose rows are no multiple of this (``pad_bias<16>``)."""
+_MASK_ALIGNMENT = 8
+"""Memory-efficient attention pads a mask whose rows are no multiple of this (``pad_bias<8>``)."""
 
 
 class CudaDialect(TorchFunctionMode):

@@ -12,9 +12,13 @@ from typer.main import get_command
 from attnprof.cli.console import fail
 from attnprof.cli.demo import demo
 from attnprof.cli.doctor import doctor
+from attnprof.cli.kv import kv
+from attnprof.cli.predict import predict
 from attnprof.cli.report import report
 from attnprof.cli.run import RunCommand, run
+from attnprof.cli.sweep import sweep
 from attnprof.cli.theory import theory
+from attnprof.cli.what_if import what_if
 from attnprof.errors import AttnprofError
 
 INTERRUPTED = 130
@@ -58,7 +62,7 @@ def _start(
 app.command(
     cls=RunCommand, context_settings={"allow_interspersed_args": False}, help=_unwrap(run.__doc__)
 )(run)
-for verb in (report, theory, demo, doctor):
+for verb in (report, kv, what_if, sweep, predict, theory, demo, doctor):
     app.command(help=_unwrap(verb.__doc__))(verb)
 
 

@@ -13,12 +13,10 @@ PLAIN_WIDTH = 110
 """Characters per line where there is no terminal: the same everywhere, so that files compare."""
 LEAST_WIDTH = 60
 """Below this a report is laid out for so many characters and the terminal folds its lines."""
-_IN_ASCII = str.maketrans(
-    {
-        "²": "^2", "ᵀ": "^T", "×": "x", "·": "-", "–": "-", "−": "-", "…": "...", "◀": "<",
-        "≥": ">=", "≤": "<=", "µ": "u", "∂": "d",
-    }  # fmt: skip
-)
+_IN_ASCII = str.maketrans({
+    "²": "^2", "ᵀ": "^T", "×": "x", "·": "-", "–": "-", "−": "-", "…": "...", "◀": "<",
+    "≥": ">=", "≤": "<=", "µ": "u", "∂": "d",
+})  # fmt: skip
 """What a report's signs become where the output cannot show them."""
 
 
@@ -63,6 +61,27 @@ def make_console(file: TextIO) -> "Console":
     width = console.width if console.is_terminal else PLAIN_WIDTH
     console.width = max(width, LEAST_WIDTH)
     return console
+
+
+@contextmanager
+def printing_to_stderr(is_wanted: bool) -> Iterator[None]:
+    """Send what a workload and its processes print to stderr, where stdout is to be JSON alone.
+
+    Args:
+        is_wanted: Whether it is; else nothing changes.
+    """
+    if not is_wanted:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextmanager

@@ -159,7 +159,7 @@ def summarise_run(tracer: "Tracer", here: str) -> None:
         here: The folder in which the user gave the command.
     """
     _flush(sys.stdout)
-    path = _show_path(tracer.run.path, here)
+    path = show_path(tracer.run.path, here)
     try:
         with working("attnprof reads the run …"):
             run = tracer.run
@@ -184,7 +184,7 @@ def _describe_peak(peak: Any) -> str:
     return f"peak {total} on {peak.device} ({where}): {', '.join(largest[:3])}{more}"
 
 
-def _show_path(path: Path, here: str) -> str:
+def show_path(path: Path, here: str) -> str:
     """Return a path as it can be typed in the folder ``here``."""
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 

@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
-from string import Template
 from typing import Any
 
+from attnprof.analysis.what_if.advice import Advice
 from attnprof.palette import colour_of, stack_order
+from attnprof.report.advice_text import MOST_ADVICE, show_place, show_size
 from attnprof.report.html_parts import (
     Cell,
-    embed,
+    fill_page,
     label_category,
+    make_notes,
     make_row,
     make_section,
     make_table,
+    make_tiles,
     percent,
+    show_layer,
 )
 from attnprof.report.html_timeline import describe_drawing, draw_summary, make_timeline
 from attnprof.report.summary import Holder, LayerGroup, Summary
@@ -44,32 +47,28 @@ def render_html(summary: Summary) -> str:
         _section_categories(summary),
         make_timeline(summary, drawing),
         _section_holders(summary),
+        _section_advice(summary.advice),
         _section_layers(summary.layers),
         _section_steps(summary),
-        _section_notes(summary),
+        make_notes(summary.notes),
     ]
     name = summary.run.path.resolve().name or str(summary.run.path)
     version = find_environment(summary).get("attnprof") or ""
-    return Template(_read("page.html")).substitute(
-        title=escape(f"{name} · attnprof"),
-        name=escape(name),
-        status=escape(str(status)),
-        status_class="good" if status is Status.COMPLETED else "bad",
-        meta=escape(" · ".join(describe_run(summary))),
-        verdict=escape(summary.verdict),
-        sections="\n".join(sections),
-        footer=escape(
+    return fill_page(
+        name=name,
+        status=str(status),
+        is_good=status is Status.COMPLETED,
+        meta=" · ".join(describe_run(summary)),
+        verdict=summary.verdict,
+        sections=sections,
+        footer=(
             f"Recorded by attnprof {version} in {summary.run.path}. "
             "1 KiB is 1024 bytes. This page needs no network."
         ),
-        data=embed(describe_drawing(summary, drawing)),
-        style=_read("page.css"),
-        script=_read("page.js"),
+        data=describe_drawing(summary, drawing),
+        styles=["page.css"],
+        script="page.js",
     )
-
-
-def _read(name: str) -> str:
-    return files("attnprof.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _section_tiles(summary: Summary) -> str:
@@ -90,11 +89,7 @@ def _section_tiles(summary: Summary) -> str:
             f"unattributed: {format_bytes(unattributed)}",
         ),
     ]
-    cells = "".join(
-        f'<div class="tile"><b class="{kind}">{escape(large)}</b><span>{escape(small)}</span></div>'
-        for kind, large, small in tiles
-    )
-    return f'<div class="tiles">{cells}</div>'
+    return make_tiles(tiles)
 
 
 def _section_categories(summary: Summary) -> str:
@@ -153,12 +148,6 @@ def _stack(summary: Summary) -> str:
     )
 
 
-def _label(layer: str, count: int) -> str:
-    times = f' <span class="times">×{count}</span>' if count > 1 else ""
-    # A long path breaks at its dots first.
-    return escape(layer or OUTSIDE).replace(".", ".<wbr>") + times
-
-
 def _section_holders(summary: Summary) -> str:
     if not summary.holders:
         return ""
@@ -184,13 +173,48 @@ def _section_holders(summary: Summary) -> str:
 def _holder_row(holder: Holder, total: int) -> str:
     return make_row(
         [
-            ("name", _label(holder.layer, holder.count)),
+            ("name", show_layer(holder.layer, holder.count)),
             ("word", label_category(holder.category)),
             ("num middle quiet", format_bytes(holder.each_bytes) if holder.count > 1 else ""),
             ("num", format_bytes(holder.size_bytes)),
             ("num middle", escape(format_share(holder.size_bytes, total))),
         ]
     )
+
+
+def _section_advice(advice: Sequence[Advice]) -> str:
+    if not advice:
+        return ""
+    head = [
+        ("", "change"),
+        ("num", "new peak"),
+        ("num", "saves"),
+        ("num middle", "share"),
+        ("wide", "the peak then is in"),
+        ("", "what does it"),
+    ]
+    rows = [
+        make_row(
+            [
+                ("name", escape(one.title)),
+                ("num", escape(show_size(one.new_peak_bytes, exact=one.exact))),
+                ("num", format_bytes(one.saves_bytes)),
+                ("num middle", escape(_share_of(one))),
+                ("quiet wide", escape(show_place(one.new_peak_phase, one.new_peak_layer))),
+                ("name quiet", escape(one.how)),
+            ]
+        )
+        for one in advice[:MOST_ADVICE]
+    ]
+    why = (
+        "The run replayed with each change: the peak moves, so bytes cannot just be subtracted "
+        "from it. ~ marks estimates."
+    )
+    return make_section("What would lower it", why, make_table(head, rows))
+
+
+def _share_of(advice: Advice) -> str:
+    return format_share(advice.saves_bytes, advice.new_peak_bytes + advice.saves_bytes)
 
 
 def _section_layers(groups: Sequence[LayerGroup]) -> str:
@@ -220,7 +244,7 @@ def _section_layers(groups: Sequence[LayerGroup]) -> str:
 def _layer_row(group: LayerGroup, *, has_cache: bool) -> str:
     row = group.row
     cells: list[Cell] = [
-        ("name", _label(group.layer, group.count)),
+        ("name", show_layer(group.layer, group.count)),
         ("word", escape(row["kind"])),
         ("word middle", escape(format_shape(row))),
         ("word wide", escape(row["dtype"] or "–")),
@@ -268,12 +292,3 @@ def _step_row(step: dict[str, Any] | None, peak_step: int) -> str:
 
 def _or_dash(value: object) -> str:
     return "–" if value is None else str(value)
-
-
-def _section_notes(summary: Summary) -> str:
-    entries = "".join(
-        f'<dt class="{"warn" if note.is_warning else ""}">{escape(note.subject)}</dt>'
-        f"<dd>{escape(note.text)}</dd>"
-        for note in summary.notes
-    )
-    return f"<section><h2>How far to trust this</h2><dl>{entries}</dl></section>"

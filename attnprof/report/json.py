@@ -42,6 +42,7 @@ def describe_summary(summary: Summary) -> dict[str, Any]:
             "unattributed_bytes": summary.categories.get("unattributed", 0),
         },
         "holders": [asdict(holder) for holder in summary.holders],
+        "advice": [asdict(advice) for advice in summary.advice],
         "layers": run.layers().to_dicts(),
         "steps": summary.steps.to_dicts(),
         "notes": [asdict(note) for note in summary.notes],

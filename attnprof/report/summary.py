@@ -7,6 +7,7 @@ import polars as pl
 
 from attnprof.analysis.peak import Peak
 from attnprof.analysis.steps import describe_steps
+from attnprof.analysis.what_if.advice import Advice
 from attnprof.report.fold import fold_names
 from attnprof.report.notes import Note, collect_notes
 from attnprof.report.verdict import measure_quadratic, write_verdict
@@ -56,6 +57,8 @@ class Summary:
     layers: list[LayerGroup]
     steps: pl.DataFrame
     """`Run.steps`, of the peak's device."""
+    advice: list[Advice]
+    """What would lower the peak of the whole run, the largest saving first."""
     notes: list[Note]
     verdict: str
 
@@ -83,6 +86,7 @@ def summarise(run: Run, *, step: int | None = None, device: str | None = None) -
         holders=find_holders(peak),
         layers=group_layers(layers),
         steps=describe_steps(run.attribution, device=peak.device) if has_blocks else pl.DataFrame(),
+        advice=run.advice(device=peak.device) if has_blocks else [],
         notes=collect_notes(run, peak),
         verdict=write_verdict(peak, layers, step=step),
     )

@@ -1,6 +1,6 @@
 """The report as text: rich renderables, colourful on a terminal and plain in a pipe."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +10,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from attnprof.palette import colour_of
+from attnprof.report.advice_text import render_advice
+from attnprof.report.notes import Note
 from attnprof.report.summary import Holder, LayerGroup, Summary
 from attnprof.report.tables import Bar, Column, FittedTable, show_name
 from attnprof.report.verdict import format_share
@@ -30,11 +32,12 @@ def render_text(summary: Summary) -> RenderableType:
         Text(show_name(summary.verdict), style="bold"),
     ]
     for title, body in (
-        ("Peak by category", render_categories(summary)),
-        ("Who holds the peak", _render_holders(summary)),
+        ("Peak by category", render_categories(summary.categories)),
+        ("Who holds the peak", render_holders(summary.holders)),
+        ("What would lower it", render_advice(summary.advice)),
         ("Attention layers", _render_layers(summary.layers)),
         ("Steps", _render_steps(summary)),
-        ("How far to trust this", _render_notes(summary)),
+        ("How far to trust this", render_notes(summary.notes)),
     ):
         if body is not None:
             parts += [Text(), heading(title), Padding(body, (0, 0, 0, 2))]
@@ -81,12 +84,11 @@ def _show_time(iso: str) -> str:
         return iso
 
 
-def render_categories(summary: Summary) -> RenderableType | None:
+def render_categories(categories: Mapping[str, int]) -> RenderableType | None:
     """Return bytes, share and bar per category, and the total they sum to."""
-    if not summary.categories:
+    if not categories:
         return None
-    total = summary.peak.total_bytes
-    largest = max(summary.categories.values())
+    total, largest = sum(categories.values()), max(categories.values())
     rows: list[list[Any]] = [
         [
             Text(name, style=colour_of(name)),
@@ -94,7 +96,7 @@ def render_categories(summary: Summary) -> RenderableType | None:
             format_share(size, total),
             Bar(size / largest if largest else 0.0, colour_of(name)),
         ]
-        for name, size in summary.categories.items()
+        for name, size in categories.items()
     ]
     rows.append([Text("total", style="bold"), Text(format_bytes(total), style="bold"), "100 %", ""])
     return FittedTable(
@@ -109,16 +111,17 @@ def render_categories(summary: Summary) -> RenderableType | None:
     )
 
 
-def _render_holders(summary: Summary) -> RenderableType | None:
-    if not summary.holders:
+def render_holders(holders: Sequence[Holder], *, most: int = _MAX_HOLDERS) -> RenderableType | None:
+    """Return who holds the peak, so many at most, and what the others hold together."""
+    if not holders:
         return None
-    shown = summary.holders[:_MAX_HOLDERS]
-    rows = [_holder_row(holder, summary.peak.total_bytes) for holder in shown]
-    rest = summary.holders[_MAX_HOLDERS:]
+    total = sum(holder.size_bytes for holder in holders)
+    rows = [_holder_row(holder, total) for holder in holders[:most]]
+    rest = holders[most:]
     if rest:
         size = sum(holder.size_bytes for holder in rest)
         name = f"{len(rest)} more"
-        share = format_share(size, summary.peak.total_bytes)
+        share = format_share(size, total)
         rows.append([Text(name, style="dim"), "", "", format_bytes(size), share])
     columns = [
         Column("layer", is_name=True),
@@ -271,12 +274,13 @@ def format_seconds(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms" if seconds >= 0.01 else f"{1000 * seconds:.1f} ms"
 
 
-def _render_notes(summary: Summary) -> RenderableType:
+def render_notes(notes: Iterable[Note]) -> RenderableType:
+    """Return remarks on a report's quality, one per row, warnings in colour."""
     rows = [
         [
             Text(note.subject, style="bold yellow" if note.is_warning else "dim"),
             Text(show_name(note.text)),
         ]
-        for note in summary.notes
+        for note in notes
     ]
     return FittedTable([Column(""), Column("", is_name=True)], rows, has_head=False)

@@ -10,8 +10,10 @@ from cli_calls import ROOT, call, make_environment
 
 from attnprof.cli import main
 
+VERBS = ("run", "report", "sweep", "predict", "demo", "doctor")
 
-@pytest.mark.parametrize("verb", [[], ["run"], ["report"], ["demo"], ["doctor"]])
+
+@pytest.mark.parametrize("verb", [[], *([verb] for verb in VERBS)])
 def test_help_loads_nothing_heavy(verb: list[str], tmp_path: Path) -> None:
     code = (
         "import sys; from attnprof.cli import main; "
@@ -37,7 +39,7 @@ def test_help_loads_nothing_heavy(verb: list[str], tmp_path: Path) -> None:
 def test_no_arguments_show_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     out = capsys.readouterr().out
-    assert all(verb in out for verb in ("run", "report", "demo", "doctor"))
+    assert all(verb in out for verb in VERBS)
 
 
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

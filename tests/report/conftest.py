@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from report_runs import MIB, make_layers, make_peak, record
+from report_runs import MIB, make_advice, make_layers, make_peak, record
 
 from attnprof.cli.program import load_own_script
 from attnprof.report.notes import Note
@@ -90,6 +90,14 @@ def summary() -> Summary:
         holders=find_holders(peak),
         layers=groups,
         steps=steps,
+        advice=[
+            make_advice(
+                "Gradient checkpointing", 300, "torch.utils.checkpoint.checkpoint(block, x)"
+            ),
+            make_advice("Optimizer states in 8 bits", 45, "an 8-bit <AdamW>", exact=False),
+            make_advice("One mask for all layers", 20, "make the mask once"),
+            make_advice("The fourth", 10, "is left to attnprof what-if"),
+        ],
         notes=[
             Note("status", "failed; the numbers cover what ran until then", is_warning=True),
             Note("unattributed", "0 B, 0 % of the peak"),

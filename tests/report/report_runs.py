@@ -7,6 +7,7 @@ import polars as pl
 
 import attnprof
 from attnprof.analysis.peak import Peak
+from attnprof.analysis.what_if.advice import Advice
 from attnprof.run import Run
 
 MIB = 2**20
@@ -45,6 +46,25 @@ def make_peak(rows: list[tuple[str, str, int]]) -> Peak:
         op="aten::_softmax_backward_data",
         time_ns=1_500_000_000,
         allocations=allocations,
+    )
+
+
+def make_advice(title: str, saves_mib: int, how: str, *, exact: bool = True) -> Advice:
+    """Return advice that lowers a peak of 539 MiB by so many."""
+    return Advice(
+        kind=title.lower().replace(" ", "_"),
+        title=title,
+        evidence="something holds something",
+        how=how,
+        layers=("h.0.attn",),
+        saves_bytes=saves_mib * MIB,
+        new_peak_bytes=(539 - saves_mib) * MIB,
+        new_peak_step=1,
+        new_peak_phase="backward",
+        new_peak_layer="h.0.mlp",
+        assumes=(),
+        exact=exact,
+        scenarios=("x",),
     )
 
 

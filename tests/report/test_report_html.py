@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -117,3 +118,15 @@ def test_drawing_stacks_to_the_total(real_run: Run) -> None:
     assert drawing is not None
     totals = [sum(column) for column in zip(*drawing.sizes, strict=True)]
     assert totals == timeline["total_bytes"].to_list()
+
+
+def test_html_shows_the_first_advice_escaped(real_run: Run, summary: Summary) -> None:
+    page = render_html(replace(summarise(real_run), advice=summary.advice))
+    assert "What would lower it" in page
+    assert "an 8-bit &lt;AdamW&gt;" in page
+    assert "~494.0 MiB" in page
+    assert "The fourth" not in page
+
+
+def test_html_without_advice_has_no_section_for_it(real_run: Run) -> None:
+    assert "What would lower it" not in render_html(replace(summarise(real_run), advice=[]))

@@ -51,3 +51,11 @@ def test_json_says_where_and_how(report: dict[str, Any]) -> None:
     assert report["format_version"] == 1
     assert report["run"]["status"] == "completed"
     assert report["run"]["environment"]["torch"]
+
+
+def test_json_advice_falls_from_the_peak(report: dict[str, Any]) -> None:
+    total = report["peak"]["total_bytes"]
+    assert report["advice"], "attention that is written out can be fused"
+    for advice in report["advice"]:
+        assert advice["new_peak_bytes"] + advice["saves_bytes"] == total
+        assert type(advice["saves_bytes"]) is int
