@@ -7,7 +7,7 @@ from attnprof.attribution.facts import Facts
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.pairs import Pair, Pattern
 from attnprof.attribution.paths import common_path
-from attnprof.attribution.products import factors, is_product
+from attnprof.attribution.products import MULTIPLICATIONS, factors, is_product
 from attnprof.attribution.shapes import read_shapes
 from attnprof.vocabulary import AttentionKind
 
@@ -17,17 +17,29 @@ _FUSED = re.compile(
 )
 _OPAQUE = re.compile(r"_native_multi_head_attention|_transformer_encoder_layer_fwd")
 _SOFTMAX = re.compile(r"softmax")
+_SUM = re.compile(r"(cum)?sum")
 _DROPOUT = re.compile(r"dropout|bernoulli")
 
 
 def find_calls(facts: Facts, flow: Flow) -> list[AttentionCall]:
     """Return all attention calls of a run, in program order."""
-    read = (_read_pair(facts, flow, pair) for pair in flow.pairs())
+    read = (_read_pair(facts, flow, pair) for pair in flow.pairs() if _mixes_tokens(facts, pair))
     # Mixing with a fixed set of slots (experts, streams) looks like low-rank attention but for
     # the softmax between the products.
     calls = [c for c in read if c.has_normaliser or c.pattern is not Pattern.LOW_RANK]
     calls += _find_single_ops(facts)
     return sorted(calls, key=lambda call: call.ops[0])
+
+
+def _mixes_tokens(facts: Facts, pair: Pair) -> bool:
+    """Return whether the products of a pair, or what lies between, mix tokens.
+
+    Features times features of the same token do not, unless they are summed up over tokens.
+    """
+    names = facts.short_names
+    return any(names[facts.code[op]] not in MULTIPLICATIONS for op in pair.firsts) or any(
+        _SUM.match(names[facts.code[op]]) for op in pair.between
+    )
 
 
 def _read_pair(facts: Facts, flow: Flow, pair: Pair) -> AttentionCall:

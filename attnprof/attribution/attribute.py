@@ -8,7 +8,7 @@ import polars as pl
 
 from attnprof.attribution.attention import find_calls
 from attnprof.attribution.blocks import Blocks, find_blocks
-from attnprof.attribution.cache import Kept, find_kept
+from attnprof.attribution.cache import Kept, find_kept, starts_anew
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Bools, Facts, Ints
 from attnprof.attribution.flow import Flow
@@ -16,6 +16,7 @@ from attnprof.attribution.labels import CATEGORIES, ROLE_CATEGORIES, Labels, lab
 from attnprof.attribution.labels import CODE as CATEGORY
 from attnprof.attribution.phases import CODE as PHASE
 from attnprof.attribution.phases import PHASES, Timeline, find_timeline
+from attnprof.attribution.scans import find_scans
 from attnprof.attribution.workspace import NO_STORAGE, add_buffers, find_buffers
 from attnprof.store.reader import StoredRun
 from attnprof.vocabulary import Category, Phase, Role
@@ -44,11 +45,13 @@ def attribute(stored: StoredRun) -> Attribution:
     roles = {row["storage"]: row["role"] for row in identities if row["role"] in ROLE_CATEGORIES}
     inputs = {row["storage"] for row in identities if row["role"] == Role.INPUT}
     computes = [PHASE[p] for p in (Phase.FORWARD, Phase.RECOMPUTE, Phase.OUTSIDE)]
-    flow = Flow(facts, np.isin(timeline.phase, computes), roles)
+    is_forward = np.isin(timeline.phase, computes)
+    flow = Flow(facts, is_forward, roles)
     calls = find_calls(facts, flow)
     kept = find_kept(facts, flow, timeline, calls)
     _name_inference_phases(facts, timeline, calls, kept)
-    labels = label_storages(facts, flow, calls, kept, identities)
+    carried = find_scans(facts, flow, is_forward)
+    labels = label_storages(facts, flow, calls, kept, carried, identities)
     for storage in inputs:
         if facts.born_by[storage] < 0:
             labels.put(storage, Category.INPUTS, "")
@@ -73,7 +76,7 @@ def _name_inference_phases(
         return
     first_ops = [call.ops[0] for call in calls]  # ascending
     prefill: tuple[int, int] | None = None
-    first = True
+    since = -1
     for begin, end, grad in zip(
         timeline.forward_begin, timeline.forward_exit, timeline.forward_has_grad, strict=True
     ):
@@ -84,11 +87,12 @@ def _name_inference_phases(
             continue
         extends = any(c.q_len < c.k_len for c in inside) or not inside
         is_chunk = prefill is not None and not _reads_results(facts, kept, prefill, int(end))
-        is_decode = extends and not first and not is_chunk
+        is_new = since < 0 or (extends and starts_anew(facts, kept, since, int(begin), int(end)))
+        is_decode = extends and not is_new and not is_chunk
         span = timeline.phase[begin:end]
         span[span == PHASE[Phase.FORWARD]] = PHASE[Phase.DECODE if is_decode else Phase.PREFILL]
         prefill = None if is_decode else (int(begin), int(end))
-        first = False
+        since = int(end)
 
 
 def _reads_results(facts: Facts, kept: Kept, forward: tuple[int, int], end: int) -> bool:

@@ -7,7 +7,8 @@ import numpy as np
 
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Facts
-from attnprof.attribution.flow import Flow, Origin
+from attnprof.attribution.flow import Flow
+from attnprof.attribution.origins import Origin
 from attnprof.attribution.phases import Timeline
 from attnprof.attribution.products import is_product
 from attnprof.vocabulary import AttentionKind, Role
@@ -78,6 +79,37 @@ def _habit_of(facts: Facts, storage: int) -> tuple[int, int, str, int] | None:
         return None
     signature = facts.signature_of(row)
     return int(facts.op_module[op]), int(facts.code[op]), signature.dtype, len(signature.shape)
+
+
+_CLEARING = frozenset({"zero_", "fill_"})
+
+
+def starts_anew(facts: Facts, kept: Kept, since: int, begin: int, end: int) -> bool:
+    """Return whether a forward finds nothing in the caches and states that it uses.
+
+    They are made in it, or were made empty or cleared since the forward before it.
+
+    Args:
+        facts: The run's tables.
+        kept: What inference keeps.
+        since: The first op after the forward before it.
+        begin: Its first op.
+        end: The first op after it.
+    """
+    rows = slice(int(facts.first_row[begin]), int(facts.first_row[end]))
+    read = np.unique(facts.storage[rows][facts.is_input[rows]])
+    older = read[facts.born_by[read] < begin].tolist()
+    older = [s for s in older if s in kept.cache or s in kept.state]
+    cleared = {
+        int(facts.storage[row])
+        for op in range(since, begin)
+        if facts.short_names[facts.code[op]] in _CLEARING
+        for row in facts.rows_out(op)
+    }
+    return all(
+        s in cleared or (facts.born_by[s] >= since and not len(facts.rows_in(facts.born_by[s])))
+        for s in older
+    )
 
 
 _COPYING = frozenset(

@@ -8,7 +8,6 @@ attention. A product that no second one consumes (a router, a vocabulary head, c
 logits) is not attention.
 """
 
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -17,20 +16,17 @@ from attnprof.attribution import axes
 from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, SIDES, TOKEN, Bits
 from attnprof.attribution.facts import Bools, Facts
 from attnprof.attribution.layouts import Factors, Layout, fold, unfold
+from attnprof.attribution.origins import Origin
 from attnprof.attribution.pairs import Pair, Pattern, has_clean_sides, pattern_of
-from attnprof.attribution.products import CONVOLUTION, EMBEDDING, LINEARS, classify
+from attnprof.attribution.products import (
+    CONVOLUTION,
+    EMBEDDING,
+    LINEARS,
+    OVERWRITING,
+    classify,
+    is_outer_product,
+)
 from attnprof.vocabulary import Role
-
-
-class Origin(IntEnum):
-    """What a tensor's values are made from; the highest of an op's operands wins."""
-
-    CONSTANT = 0
-    """Buffers, what factory ops make inside a module, and what is made only from them."""
-    PARAMETER = 1
-    """Parameters, and what is made from them without a product: casts, views, embeddings of
-    positions, dequantised weights."""
-    ACTIVATION = 2
 
 
 class Flow:
@@ -75,6 +71,7 @@ class Flow:
             whole.seconds += pair.seconds
             whole.between += pair.between
             whole.beside += pair.beside
+            whole.is_chain |= pair.is_chain
             if number in self._aside:
                 whole.aside |= {*pair.firsts, *pair.between}
         return [pair for pair in merged.values() if pair.seconds]
@@ -91,10 +88,15 @@ class Flow:
         role = self._roles.get(int(self._facts.storage[row]))
         if role == Role.PARAMETER:  # also one that was filled, loaded or updated in the trace
             return Origin.PARAMETER
-        made = self.origin.get(int(self._facts.producer_row[row]))
-        if made is not None:
-            return made
+        producer = int(self._facts.producer_row[row])
+        made = self.origin.get(producer)
+        if made is not None and not (role == Role.BUFFER and self._is_outside(producer)):
+            return made  # what a forward writes into a buffer (a cache) is no constant
         return Origin.CONSTANT if role == Role.BUFFER else Origin.ACTIVATION
+
+    def _is_outside(self, row: int) -> bool:
+        """Return whether the op of a row ran outside of any module."""
+        return bool(self._facts.scope[self._facts.row_op[row]] < 0)
 
     def role_of(self, storage: int) -> str | None:
         """Return the `Role` of a storage, if it has one."""
@@ -161,17 +163,25 @@ class Flow:
         origin = max(origins, default=Origin.CONSTANT)
         if kind == CONVOLUTION and Origin.PARAMETER in origins:
             origin = Origin.ACTIVATION
-        if not origins and facts.scope[op] < 0 and not any(self._has_role(row) for row in out):
+        if (
+            not origins
+            and facts.scope[op] < 0
+            and not any(int(facts.storage[row]) in self._roles for row in out)
+        ):
             for row in out:  # made outside of any module, for none: a batch, not a table
                 self.origin[row] = Origin.ACTIVATION
                 self.bits[row] = axes.of_source(facts.signature_of(row), is_parameter=False)
             return
-        if facts.short_names[facts.code[op]] not in _OVERWRITING:
+        if facts.short_names[facts.code[op]] not in OVERWRITING:
             self._take_sides_of_one(rows, out, bits)
         for row in out:
             self.origin[row] = origin
             self.bits[row] = self._bits_of_output(row, kind, rows, origins, bits)
         self._carry_pair(op, rows)
+        if min(origins, default=Origin.CONSTANT) is Origin.ACTIVATION and (
+            is_outer_product(facts, op) and self.bits[out[0]][-2:] == (FEATURE, FEATURE)
+        ):
+            self._begin_pair(op, out[0], Pattern.STATE, set())
         for row in out:
             self._carry_layout(row, [r for r, o in zip(rows, origins, strict=True) if o == origin])
 
@@ -251,9 +261,6 @@ class Flow:
             self._parent[number] = chosen
             self._aside.add(number)
 
-    def _has_role(self, row: int) -> bool:
-        return int(self._facts.storage[row]) in self._roles
-
     def _bits_of_output(
         self, row: int, kind: int, rows: range, origins: list[Origin], bits: list[Bits]
     ) -> Bits:
@@ -280,7 +287,7 @@ class Flow:
 
     def _carry_pair(self, op: int, rows: range) -> None:
         """Let an op's outputs belong to the pairs of its operands, if they are still scores."""
-        if self._facts.short_names[self._facts.code[op]] in _OVERWRITING:
+        if self._facts.short_names[self._facts.code[op]] in OVERWRITING:
             rows = rows[1:]  # what was there before is gone
         numbers = {n for row in rows if (n := self._pair_of_input(row)) is not None}
         if not numbers:
@@ -321,10 +328,13 @@ class Flow:
         facts = self._facts
         rows = facts.rows_in(op)
         out = facts.rows_out(op)[0]
-        transposed = self._kind_is_linear(op)
+        transposed = facts.short_names[facts.code[op]] in LINEARS
         left, right = bits[at], bits[at + 1]
         if transposed and len(right) == 2:
             right = (right[1], right[0])
+        # Features that a fixed matrix projects (random features) are features, not its rows.
+        if origins[at + 1] is Origin.CONSTANT and left and left[-1] == FEATURE and right:
+            right = (*right[:-1], FEATURE)
         result = axes.of_product(facts.signature_of(out), left, right)
         pair_left, pair_right = (self._pair_of_input(rows[i]) for i in (at, at + 1))
         both = origins[at] == origins[at + 1] == Origin.ACTIVATION
@@ -376,6 +386,7 @@ class Flow:
         right = bits[-1] | RIGHT if sizes[-1] > 1 else 0
         self.bits[out] = (*bits[:-2], left, right)
         if consumed:
+            self._pairs[number].is_chain = True
             number = self._join(consumed | {number})
         self.pair_of[out] = number
 
@@ -384,9 +395,3 @@ class Flow:
         for number in rest:
             self._parent[number] = first
         return first
-
-    def _kind_is_linear(self, op: int) -> bool:
-        return self._facts.short_names[self._facts.code[op]] in LINEARS
-
-
-_OVERWRITING = frozenset({"copy_", "fill_", "zero_"})

@@ -57,14 +57,24 @@ def label_storages(
     flow: Flow,
     calls: list[AttentionCall],
     kept: Kept,
+    carried: dict[int, str],
     identities: list[dict[str, Any]],
 ) -> Labels:
-    """Label storages: what the user said, then identity, then what data flow shows."""
+    """Label storages: what the user said, then identity, then what data flow shows.
+
+    Args:
+        facts: The run's tables.
+        flow: What its tensors are made from.
+        calls: Its attention calls.
+        kept: What outlives forwards: caches and states.
+        carried: States of scans, with their layers.
+        identities: What each storage is known to be.
+    """
     labels = Labels(facts.storage_count)
     for storage, layer in kept.cache.items():  # also where a module registered it as a buffer
         labels.put(storage, Category.KV_CACHE, layer)
     _label_identities(facts, identities, labels)
-    for storage, layer in kept.state.items():
+    for storage, layer in (*kept.state.items(), *carried.items()):
         labels.put(storage, Category.RECURRENT_STATE, layer)
     for call in calls:
         _label_call(facts, flow, call, labels)

@@ -2,7 +2,8 @@
 
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Facts
-from attnprof.attribution.flow import Flow, Origin
+from attnprof.attribution.flow import Flow
+from attnprof.attribution.origins import Origin
 from attnprof.attribution.products import is_product
 
 

@@ -30,6 +30,8 @@ class Pair:
     """Ops whose output keeps both sides: as large as the scores, give or take a layout."""
     aside: set[int] = field(default_factory=set)
     """Of all these, ops of scores that an element-wise op added to others: position scores."""
+    is_chain: bool = False
+    """Whether scores are multiplied by scores on the way, as with landmarks."""
     beside: list[int] = field(default_factory=list)
     """Ops that take in a score and give something smaller: a row maximum, a gathered column."""
 

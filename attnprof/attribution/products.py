@@ -18,6 +18,10 @@ CONVOLUTIONS = frozenset(
     {"convolution", "_convolution", "mkldnn_convolution", "_convolution_pointwise"}
 )
 
+MULTIPLICATIONS = frozenset({"mul", "mul_"})
+
+OVERWRITING = frozenset({"copy_", "fill_", "zero_"})
+"""Ops after which nothing is left of their first operand."""
 
 OTHER, EMBEDDING, CONVOLUTION = -1, -2, -3
 
@@ -37,6 +41,18 @@ def is_product(facts: Facts, op: int) -> bool:
     """Return whether an op is a matrix product or a convolution."""
     name = facts.short_names[facts.code[op]]
     return name in PRODUCTS or name in LINEARS or name in CONVOLUTIONS
+
+
+def is_outer_product(facts: Facts, op: int) -> bool:
+    """Return whether an op multiplies a column by a row, broadcast over the other dimensions."""
+    rows = facts.rows_in(op)
+    if facts.short_names[facts.code[op]] not in MULTIPLICATIONS or len(rows) != 2:
+        return False
+    left, right = (facts.signature_of(row).shape for row in rows)
+    if min(len(left), len(right)) < 2:
+        return False
+    (a, b), (c, d) = left[-2:], right[-2:]
+    return (b == c == 1 and min(a, d) > 1) or (a == d == 1 and min(b, c) > 1)
 
 
 def factors(facts: Facts, op: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from attnprof.attribution.products import CONVOLUTIONS, factors, is_product
 from attnprof.vocabulary import AttentionKind
 
 _GATHERS = frozenset({"index_select", "index", "repeat_interleave"})
+_INDICES = frozenset({"int64", "int32"})
 
 
 def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> None:
@@ -61,7 +62,7 @@ def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> No
     is_shared = 0 < shared <= call.heads and call.heads % shared == 0
     call.kv_heads = shared if is_shared else max(1, call.heads // repeats)
     fixed_keys = key_bits & TOKEN == 0 and key_bits & FEATURE and not query_bits & FEATURE
-    call.kind = AttentionKind.LOW_RANK if fixed_keys else _name_kind(facts, call, keys)
+    call.kind = AttentionKind.LOW_RANK if fixed_keys else _name_kind(facts, call, keys, pair)
 
 
 def _choose_layout(facts: Facts, flow: Flow, row: int) -> Layout:
@@ -149,15 +150,16 @@ def _count_expanded(signature: Signature) -> int:
     )
 
 
-def _name_kind(facts: Facts, call: AttentionCall, keys: int) -> AttentionKind:
+def _name_kind(facts: Facts, call: AttentionCall, keys: int, pair: Pair) -> AttentionKind:
     """Tell full score matrices from bands, windows and low-rank ones."""
-    if len(call.result_rows) > 1:  # landmarks: the softmaxes differ in shape
-        shapes = {facts.signature_of(row).numel for row in call.result_rows}
-        if len(shapes) > 1:
-            return AttentionKind.LOW_RANK
+    sizes = [facts.signature_of(row).numel for row in call.result_rows]
+    if pair.is_chain and len(set(sizes)) > 1:  # landmarks: the softmaxes differ in shape
+        return AttentionKind.LOW_RANK
     tokens = _count_tokens(facts, keys, call)
-    scores = facts.signature_of(call.result_rows[0]).numel
-    queries = call.batch * call.heads * call.q_len
+    # Blocks of queries that meet different keys: their softmaxes together are one call's.
+    is_split = len(set(sizes)) > 1
+    scores = sum(sizes) if is_split else sizes[0]
+    queries = call.batch * call.heads * (tokens if is_split else call.q_len)
     if tokens and queries and scores < queries * tokens:
         return AttentionKind.BANDED
     return AttentionKind.MATERIALISED
@@ -183,8 +185,9 @@ def _count_tokens(facts: Facts, keys: int, call: AttentionCall) -> int:
             is_convolution = facts.short_names[facts.code[op]] in CONVOLUTIONS
             width = signature.shape[1 if is_convolution else -1]
             return signature.numel // width // outer if width else 0
-        inputs = facts.rows_in(op)
-        if not len(inputs):
+        # Not the indices of what is gathered.
+        inputs = [r for r in facts.rows_in(op) if facts.signature_of(r).dtype not in _INDICES]
+        if not inputs:
             break
         row = max(inputs, key=lambda r: facts.signature_of(r).numel)
     return 0

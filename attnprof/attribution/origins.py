@@ -1,0 +1,14 @@
+"""What the values of a tensor are made from."""
+
+from enum import IntEnum
+
+
+class Origin(IntEnum):
+    """In rising order: the highest of an op's operands wins."""
+
+    CONSTANT = 0
+    """Buffers, what factory ops make inside a module, and what is made only from them."""
+    PARAMETER = 1
+    """Parameters, and what is made from them without a product: casts, views, embeddings of
+    positions, dequantised weights."""
+    ACTIVATION = 2

@@ -1,0 +1,149 @@
+"""Scans: loops in a module that carry a state from token to token, as RWKV's and Mamba's do.
+
+A scan has neither scores nor a second product to be known by. What shows it is the loop: the same
+ops once per token, each time with the next token's slice of the same tensors, and among them ops
+that depend on what they themselves made for the token before. Those hold the state. A cell that
+multiplies its state by a parameter (an LSTM) is none: it is no way around attention.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from attnprof.attribution.axes import TOKEN
+from attnprof.attribution.facts import Bools, Facts, Ints
+from attnprof.attribution.flow import Flow
+from attnprof.attribution.origins import Origin
+from attnprof.attribution.products import OVERWRITING, is_product
+
+_FEWEST_TOKENS = 4
+"""So many times a loop has to run to be told from code that is written out."""
+_LONGEST_BODY = 256
+"""Ops that are looked through, at most, for what one token passes on to the next."""
+
+
+def find_scans(facts: Facts, flow: Flow, is_forward: Bools) -> dict[int, str]:
+    """Return the storages that hold the states of scans, with their layers.
+
+    Args:
+        facts: The run's tables.
+        flow: What its tensors are made from.
+        is_forward: Per op, whether it computes rather than differentiates or updates.
+    """
+    carried: dict[int, str] = {}
+    seen: set[int] = set()
+    for begins in _find_loops(facts, flow, is_forward):
+        scope = int(facts.scope[begins[0]])
+        if scope in seen:
+            continue
+        places = _find_carrying(facts, flow, begins)
+        if places:
+            seen.add(scope)
+            layer = facts.module_paths[facts.op_module[begins[0]]]
+            for storage in _list_written(facts, begins, places):
+                carried[storage] = layer
+    return carried
+
+
+def _find_loops(facts: Facts, flow: Flow, is_forward: Bools) -> Iterator[list[int]]:
+    """Yield the ops that take one slice per token of the same tensor, in the same module call."""
+    rows = np.flatnonzero(facts.is_input & (facts.producer_row >= 0))
+    ops = facts.row_op[rows]
+    is_slice = facts.numel_of_rows(rows) < facts.numel_of_rows(facts.producer_row[rows])
+    rows = rows[is_slice & is_forward[ops] & (facts.scope[ops] >= 0)]
+    for group in _group_alike(facts, rows):
+        tokens = _count_tokens(facts, flow, int(rows[group[0]]))
+        begins = facts.row_op[rows[group]]
+        if tokens >= _FEWEST_TOKENS and len(group) % tokens == 0:
+            yield begins[:: len(group) // tokens].tolist()
+
+
+def _group_alike(facts: Facts, rows: Ints) -> Iterator[Ints]:
+    """Yield positions of rows that read one tensor, alike, in one module call, by rising ops."""
+    ops = facts.row_op[rows]
+    writers = facts.producer_row[rows]
+    alike = np.stack([facts.scope[ops], writers, facts.code[ops], facts.signature[rows]])
+    order = np.lexsort(alike)  # stable: ops rise
+    changes = np.flatnonzero((np.diff(alike[:, order]) != 0).any(axis=0)) + 1
+    borders = np.concatenate([[0], changes, [len(rows)]])
+    for group in np.flatnonzero(np.diff(borders) >= _FEWEST_TOKENS).tolist():
+        yield order[borders[group] : borders[group + 1]]
+
+
+def _count_tokens(facts: Facts, flow: Flow, row: int) -> int:
+    """Return how many slices along the tokens a tensor has that is read slice by slice; 0 if none.
+
+    A slice may leave out features too: those of K, where Q, K and V were projected as one.
+    """
+    writer = int(facts.producer_row[row])
+    bits = flow.bits.get(writer)
+    if bits is None:
+        return 0
+    held = _count_in(facts, writer, bits)
+    read = _count_in(facts, row, flow.bits_of_input(row))
+    return held // read if held % read == 0 else 0
+
+
+def _count_in(facts: Facts, row: int, bits: tuple[int, ...]) -> int:
+    sizes = facts.signature_of(row).shape
+    return int(np.prod([s for s, b in zip(sizes, bits, strict=True) if b & TOKEN], dtype=np.int64))
+
+
+def _find_carrying(facts: Facts, flow: Flow, begins: list[int]) -> set[int]:
+    """Return which ops of a loop's body depend on what they made one round before.
+
+    Counted from the op that each round begins with. The second round is looked at, and the third:
+    the first may begin with a state that nothing made.
+    """
+    begin, end = begins[1], begins[2]
+    body = end - begin
+    is_same = body <= _LONGEST_BODY and end + body <= facts.count
+    if not is_same or (facts.code[begin:end] != facts.code[end : end + body]).any():
+        return set()
+    return {at for at in range(body) if _reaches(facts, flow, begin + at, end + at)}
+
+
+def _reaches(facts: Facts, flow: Flow, op: int, later: int) -> bool:
+    """Return whether a later op is made from what an op made, by no product with a parameter."""
+    if not _passes_on(facts, flow, op):
+        return False
+    made = set(_list_written_by(facts, op))
+    for between in range(op + 1, later):
+        if _reads(facts, between, made) and _passes_on(facts, flow, between):
+            made.update(_list_written_by(facts, between))
+    return _reads(facts, later, made)
+
+
+def _list_written_by(facts: Facts, op: int) -> Iterator[int]:
+    """Yield the storages that an op makes or changes; a view does neither."""
+    for row in facts.rows_out(op):
+        storage = int(facts.storage[row])
+        if facts.born_by[storage] == op or facts.mutates[facts.code[op]]:
+            yield storage
+
+
+def _reads(facts: Facts, op: int, storages: set[int]) -> bool:
+    return any(int(facts.storage[row]) in storages for row in facts.rows_in(op))
+
+
+def _passes_on(facts: Facts, flow: Flow, op: int) -> bool:
+    # What is written into a part of a tensor is no reason to read what is in its other parts.
+    if facts.short_names[facts.code[op]] in OVERWRITING:
+        return False
+    return not is_product(facts, op) or all(
+        flow.origin_of_input(row) is Origin.ACTIVATION for row in facts.rows_in(op)
+    )
+
+
+def _list_written(facts: Facts, begins: list[int], places: set[int]) -> Iterator[int]:
+    """Yield what the carrying ops of every round wrote."""
+    codes = {at: int(facts.code[begins[1] + at]) for at in places}
+    for begin in begins:
+        for at, code in codes.items():
+            op = begin + at
+            if (
+                op < facts.count
+                and facts.code[op] == code
+                and facts.scope[op] == facts.scope[begin]
+            ):
+                yield from _list_written_by(facts, op)
