@@ -55,6 +55,7 @@ gpu: $(DEV) ## run what needs CUDA: the tests marked gpu, then the benchmark
 bench: $(DEV) ## run the benchmarks that need no GPU
 	$(PY) benchmarks/overhead.py
 	$(PY) benchmarks/attribution.py
+	$(PY) benchmarks/growth.py
 
 clean: ## remove .venv and all that tools have left here
 	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
