@@ -56,6 +56,11 @@ bench: $(DEV) ## run the benchmarks that need no GPU
 	$(PY) benchmarks/overhead.py
 	$(PY) benchmarks/attribution.py
 	$(PY) benchmarks/growth.py
+	$(PY) benchmarks/what_if.py
+	$(PY) benchmarks/escape_routes.py
+	$(PY) benchmarks/kv_cache.py
+	$(PY) benchmarks/paged_waste.py
+	$(PY) benchmarks/predict.py
 
 clean: ## remove .venv and all that tools have left here
 	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist

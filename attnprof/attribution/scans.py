@@ -32,16 +32,18 @@ def find_scans(facts: Facts, flow: Flow, is_forward: Bools) -> dict[int, str]:
     """
     carried: dict[int, str] = {}
     seen: set[int] = set()
+    places_of: dict[tuple[int, bytes], set[int]] = {}  # a module's loop is the same in every step
     for begins in _find_loops(facts, flow, is_forward):
-        scope = int(facts.scope[begins[0]])
+        scope, module = int(facts.scope[begins[0]]), int(facts.op_module[begins[0]])
         if scope in seen:
             continue
-        places = _find_carrying(facts, flow, begins)
-        if places:
+        key = module, facts.code[begins[1] : begins[2]].tobytes()
+        if key not in places_of:
+            places_of[key] = _find_carrying(facts, flow, begins)
+        if places_of[key]:
             seen.add(scope)
-            layer = facts.module_paths[facts.op_module[begins[0]]]
-            for storage in _list_written(facts, begins, places):
-                carried[storage] = layer
+            for storage in _list_written(facts, begins, places_of[key]):
+                carried[storage] = facts.module_paths[module]
     return carried
 
 

@@ -1,6 +1,7 @@
 """``attnprof sweep``: a script's workload at many lengths, and the law of its memory."""
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from attnprof.capture.sweep import SweepProgress
     from attnprof.cli.target import Target
     from attnprof.growth import Growth
+    from attnprof.report.machine import Machine
+
+_HERE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
+"""What torch calls a device of this machine."""
 
 
 def sweep(
@@ -44,7 +49,12 @@ def sweep(
         bool, typer.Option("--measured", help="Measure, with --dry-run too.")
     ] = False,
     device: Annotated[
-        str, typer.Option(metavar="D", help="What make_step is given when it is measured.")
+        str,
+        typer.Option(
+            metavar="D",
+            help="What make_step is given when it is measured; with --dry-run also a device that "
+            "is not here, such as H200: whose memory to answer for, and which to fit.",
+        ),
     ] = "cpu",
     dry_target: Annotated[
         str | None,
@@ -118,6 +128,10 @@ def sweep(
     from attnprof.cli.target import Target
 
     lengths = parse_seq_lens(seq_lens)
+    if _HERE.fullmatch(device) is None:
+        machine = _find_machine(device, is_measured=measured or not dry_run)
+        device, dry_target = "cpu", dry_target or machine.target
+        capacity = capacity or [machine.name]
     shown = GrowthOptions(capacity or (), category, as_json=as_json, html=html)
     shown.check()
     settings = {
@@ -136,6 +150,23 @@ def sweep(
     where = show_path(growth.path or Path(), os.getcwd())
     say(f"the runs are in {where}; see them again with: attnprof report {where}")
     return int(any(length.status in ("failed", "interrupted") for length in growth.lengths))
+
+
+def _find_machine(device: str, *, is_measured: bool) -> "Machine":
+    """Return a device that dry runs can answer for, and nothing can be measured on.
+
+    Raises:
+        CommandError: It is to be measured on.
+    """
+    from attnprof.report.machine import find_machine
+
+    machine = find_machine(device)
+    if is_measured:
+        raise CommandError(
+            f"cannot measure on {device!r}; expected a device of this machine, such as cpu or "
+            f"cuda:0; to answer for {machine.name}, add --dry-run"
+        )
+    return machine
 
 
 def _run(

@@ -67,6 +67,32 @@ def test_sweep_runs_only_what_is_missing(swept: tuple[Path, Ended]) -> None:
     assert [p["seq_len"] for p in points if p["source"] == "dry_run"] == [64, 128, 256, 512]
 
 
+def test_dry_sweep_answers_for_a_device_that_is_not_here(swept: tuple[Path, Ended]) -> None:
+    ended = call(
+        "sweep", "work.py:make_step", "--seq-lens", "64,128,256", "--dry-run", "--device", "h200",
+        "--json", "--out", "h200", cwd=swept[0],
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    said = json.loads(ended.out)
+    assert [capacity["name"] for capacity in said["capacities"]] == ["H200"]
+    runs = (swept[0] / "h200").glob("dry_run-*")
+    assert {attnprof.load(run).info["dry_run"]["device"] for run in runs} == {"H200"}
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("H200", "cannot measure on 'H200'; expected a device of this machine"),
+        ("H2000", "no device named 'H2000'"),
+    ],
+)
+def test_sweep_measures_on_devices_of_this_machine(
+    device: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", "work.py:make_step", "--seq-lens", "64,128", "--device", device]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_report_shows_a_sweep(
     swept: tuple[Path, Ended], capsys: pytest.CaptureFixture[str]
 ) -> None:
