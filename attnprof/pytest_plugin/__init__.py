@@ -1,11 +1,9 @@
 """The pytest plugin: memory budgets and laws of growth, as markers of tests.
 
 Loaded by every pytest run of an environment that has attnprof installed, so it imports nothing
-heavy before a marker or the fixture is met.
+heavy before a test with a marker, or with the fixture, runs.
 """
 
-import functools
-import inspect
 from collections.abc import Callable, Generator
 from itertools import count
 from pathlib import Path
@@ -13,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from attnprof.pytest_plugin.marks import GROWTH, HELP, Checks, read_checks
+from attnprof.pytest_plugin.marks import GROWTH, HELP, SEQ_LEN, SetByMarker, read_checks
+from attnprof.pytest_plugin.measure import MEASURED
 
 if TYPE_CHECKING:
     from attnprof.capture.tracer import Tracer
-    from attnprof.pytest_plugin.measure import Measured
+    from attnprof.pytest_plugin.session import Reference
 
-_CHECKS = pytest.StashKey[Checks]()
-_VALUES = pytest.StashKey[dict[str, int]]()
+_REFERENCE: "pytest.StashKey[Reference | None]" = pytest.StashKey()
 _SESSION = "attnprof-session"
+_USAGE_ERROR = "attnprof_usage_error"
+"""In what an xdist worker tells the controller."""
+_OPTIONS = ("save", "compare", "compare_fail", "json", "html")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,14 +41,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--attnprof-compare-fail",
-        metavar="NAME:MORE,...",
-        help="Fail if a value is that much above the baseline, such as peak:5%%,softmax:0.",
+        metavar="LIMIT:MORE,...",
+        help="Fail a test if a value is that much above the baseline: peak:5%%,softmax:0.",
     )
     group.addoption(
         "--attnprof-json", metavar="FILE", help="Write what was measured to a JSON file."
     )
     group.addoption(
-        "--attnprof-html", metavar="DIR", help="Write a report page for every marked test."
+        "--attnprof-html",
+        metavar="DIR",
+        help="Keep the run of every marked test, with a page for each.",
     )
     parser.addini(
         "attnprof_baselines",
@@ -60,83 +63,67 @@ def pytest_configure(config: pytest.Config) -> None:
     """Make the markers known, and collect results where the session is reported."""
     for line in HELP:
         config.addinivalue_line("markers", line)
-    options = ("save", "compare", "compare_fail", "json", "html")
-    is_wanted = config.getoption("attnprof") or any(
-        config.getoption(f"attnprof_{name}") for name in options
-    )
-    if is_wanted and not hasattr(config, "workerinput"):  # xdist's workers only run tests
-        from attnprof.pytest_plugin.session import ResultSession
+    config.stash[_REFERENCE] = None
+    given = [name for name in _OPTIONS if config.getoption(f"attnprof_{name}") is not None]
+    if not given and not config.getoption("attnprof"):
+        return
+    from attnprof.pytest_plugin.session import ResultSession, read_reference
 
-        config.pluginmanager.register(ResultSession(config), _SESSION)
+    for name in ("json", "html"):  # before a test, or a worker, is in another directory
+        path = config.getoption(f"attnprof_{name}")
+        if path is not None:
+            setattr(config.option, f"attnprof_{name}", str(config.invocation_params.dir / path))
+    config.stash[_REFERENCE] = reference = read_reference(config)
+    if not hasattr(config, "workerinput"):  # xdist's workers only run tests
+        config.pluginmanager.register(ResultSession(config, reference), _SESSION)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give a test with a growth law its ``seq_len``; the lengths are run within the one test."""
+    """Let a test with a law of growth take ``seq_len``; its lengths are run within the one test."""
     mark = metafunc.definition.get_closest_marker(GROWTH)
-    if mark is None or "make_step" in mark.kwargs or "seq_len" not in metafunc.fixturenames:
+    if mark is None or "make_step" in mark.kwargs or SEQ_LEN not in metafunc.fixturenames:
         return
-    parametrised = [m for m in metafunc.definition.iter_markers("parametrize") if _names(m)]
-    if not parametrised:
-        metafunc.parametrize("seq_len", [None], ids=["growth"])
+    if not any(_sets_seq_len(m) for m in metafunc.definition.iter_markers("parametrize")):
+        metafunc.parametrize(SEQ_LEN, [SetByMarker()], ids=["growth"])
 
 
-def _names(mark: pytest.Mark) -> bool:
+def _sets_seq_len(mark: pytest.Mark) -> bool:
     names = mark.args[0] if mark.args else mark.kwargs.get("argnames", "")
-    return "seq_len" in (names.replace(" ", "").split(",") if isinstance(names, str) else names)
+    return SEQ_LEN in (names.replace(" ", "").split(",") if isinstance(names, str) else names)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Read every test's markers, so that a wrong one is found before anything runs."""
-    for item in items:
-        checks = read_checks(item)
-        if checks is not None:
-            item.stash[_CHECKS] = checks
+    try:
+        for item in items:
+            read_checks(item)
+    except pytest.UsageError as error:
+        told: dict[str, Any] = getattr(config, "workeroutput", {})
+        told[_USAGE_ERROR] = str(error)
+        raise
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Pass on what an xdist worker found wrong with a marker, which xdist calls a crash."""
+    message = getattr(node, "workeroutput", {}).get(_USAGE_ERROR)
+    if message is not None:
+        raise pytest.UsageError(message)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """Trace the body of a marked test: after its fixtures are set up, before they go."""
-    checks = item.stash.get(_CHECKS, None)
+    checks = read_checks(item)  # again: a fixture may have added a marker
     if checks is None:
         return (yield)
-    test: Any = item  # a function, or a method of a unittest class: both look `obj` up when run
-    original = test.obj
-    test.obj = _watch(item, original, checks)
-    try:
+    from attnprof.pytest_plugin.enforce import enforcing
+
+    if MEASURED in item.stash:
+        del item.stash[MEASURED]  # of an earlier try of the same test
+    with enforcing(item, checks, item.config.stash[_REFERENCE]):
         return (yield)
-    finally:
-        test.obj = original
-
-
-def _watch(item: pytest.Item, body: Callable[..., Any], checks: Checks) -> Callable[..., Any]:
-    from attnprof.pytest_plugin.measure import measure, measure_async
-
-    if inspect.iscoroutinefunction(body):
-
-        @functools.wraps(body)
-        async def run_async(*args: Any, **kwargs: Any) -> None:
-            _judge(item, await measure_async(body, checks, args, kwargs), checks)
-
-        return run_async
-
-    @functools.wraps(body)
-    def run(*args: Any, **kwargs: Any) -> None:
-        _judge(item, measure(body, checks, args, kwargs), checks)
-
-    return run
-
-
-def _judge(item: pytest.Item, measured: "Measured", checks: Checks) -> None:
-    from attnprof.pytest_plugin.session import keep_pages
-    from attnprof.pytest_plugin.verdicts import find_breaches, format_breaches, measure_all
-
-    last = measured.runs[-1]
-    item.stash[_VALUES] = values = measure_all(last)
-    item.user_properties += [(f"attnprof_{name}_bytes", size) for name, size in values.items()]
-    breaches = find_breaches(measured.runs, measured.by_length, checks)
-    kept = keep_pages(item, last)
-    if breaches:
-        pytest.fail(format_breaches(breaches, kept), pytrace=False)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -145,8 +132,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Send what a test measured along with its report, from an xdist worker too."""
     report = yield
-    if call.when == "call" and _VALUES in item.stash:
-        report.attnprof = item.stash[_VALUES]  # type: ignore[attr-defined]  # reports take extras
+    if call.when == "call" and MEASURED in item.stash:
+        report.attnprof = item.stash[MEASURED]  # type: ignore[attr-defined]  # reports take extras
     return report
 
 

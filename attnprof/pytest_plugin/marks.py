@@ -1,12 +1,13 @@
 """What the markers of a test ask for, read and checked when the test is collected."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
+from attnprof.pytest_plugin.places import locate_marker
 from attnprof.units import parse_bytes, parse_length
 from attnprof.vocabulary import Category
 
@@ -20,19 +21,25 @@ SAVED_SOFTMAX = "saved_softmax"
 KV_PER_TOKEN = "kv_cache_per_token"
 LEAKED = "leaked"
 TOTAL = "total"
-LIMITS = (PEAK, RESERVED, SAVED_SOFTMAX, KV_PER_TOKEN, LEAKED, *(c.value for c in Category))
+_CATEGORIES = tuple(category.value for category in Category)
+LIMITS = (PEAK, RESERVED, SAVED_SOFTMAX, KV_PER_TOKEN, LEAKED, *_CATEGORIES)
 """What ``memory_budget`` limits, beside ``per_layer``."""
-PER_LAYER = (SAVED_SOFTMAX, KV_PER_TOKEN, *(c.value for c in Category))
+PER_LAYER = (SAVED_SOFTMAX, KV_PER_TOKEN, *_CATEGORIES)
 """What can be limited for each layer by itself."""
-EXPONENTS = {"constant": 0.0, "linear": 1.0, "quadratic": 2.0}
+LAWS = ("constant", "linear", "quadratic")
 """The laws that ``memory_growth`` knows by name."""
+_MOST_EXPONENT = 10
+
+SEQ_LEN = "seq_len"
+"""The argument by which a test with a growth law is told the length."""
 
 HELP = (
-    f"{BUDGET}(peak=None, *, saved_softmax=None, leaked=None, per_layer=None, **categories): "
-    "fail the test if it holds more memory at once than this, in bytes or text such as '1.5 GiB'",
-    f"{GROWTH}(seq_lens, *, category='total', at_most=None, exponent=None, layer=None, "
-    "make_step=None, dry_run=False): run the test at every length, as its argument seq_len, and "
-    "fail it if memory grows faster than 'constant', 'linear', 'quadratic' or an exponent",
+    f"{BUDGET}(peak, *, saved_softmax, leaked, reserved, kv_cache_per_token, per_layer, "
+    "**categories): fail the test if it holds more memory than this, in bytes or text such as "
+    "'1.5 GiB'",
+    f"{GROWTH}(seq_lens, *, category='total', at_most, exponent, make_step, dry_run=False): run "
+    "the test at every length, as its argument seq_len, and fail it if memory grows faster than "
+    "at_most='constant', 'linear' or 'quadratic', or than an exponent",
     f"{NO_SCORES}(): fail the test if an attention layer makes a score matrix",
 )
 
@@ -49,55 +56,98 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class GrowthLaw:
-    """How fast memory may grow with the sequence length."""
+    """How fast the bytes of a category may grow with the sequence length n."""
+
+    category: str
+    """A `Category`, or ``"total"``."""
+    at_most: str | None
+    """One of `LAWS`; None if there is an exponent."""
+    exponent: float | None
+
+    def __str__(self) -> str:
+        return self.at_most if self.at_most is not None else f"n^{self.exponent:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """At which lengths a test is run, and how."""
 
     seq_lens: tuple[int, ...]
-    category: str
-    layer: str | None
-    most_exponent: float
-    name: str
-    """The law as the marker gives it."""
+    """Ascending."""
     make_step: Callable[[int, str], Callable[[], object]] | None
     """What to run; None for the test itself."""
     is_dry: bool
+    """Run it on fake tensors, which takes no memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checks:
     """All that a test's markers ask for."""
 
-    budget: Budget | None
-    growth: GrowthLaw | None
-    forbids_scores: bool
+    budget: Budget | None = None
+    forbids_scores: bool = False
+    laws: tuple[GrowthLaw, ...] = ()
+    lengths: Lengths | None = None
+    """What ``laws`` are fitted to; None without any."""
+
+    @property
+    def runs_test_by_length(self) -> bool:
+        """Whether the test itself is run at every length."""
+        return self.lengths is not None and self.lengths.make_step is None
+
+
+class SetByMarker:
+    """What collection passes as ``seq_len`` in place of the lengths, which the one test runs."""
+
+    def __repr__(self) -> str:
+        return f"<seq_len, set by {GROWTH} when the test runs>"
 
 
 def read_checks(item: pytest.Item) -> Checks | None:
     """Return what the markers of a test ask for; None if it has none of ours.
 
-    Where a test and its class both have a budget, the closer one wins limit by limit.
+    Where a test and its class both have a budget, the closer one wins limit by limit. Laws of
+    growth on a test replace those of its class.
 
     Raises:
         pytest.UsageError: A marker's arguments cannot be used; says where the marker is.
     """
-    budgets: list[Budget] = []
-    growth: GrowthLaw | None = None
-    forbids_scores = False
+    checks: Checks | None = None
+    growth_node: Any = None
     for node, mark in item.iter_markers_with_node():  # the closest first
         if mark.name not in (BUDGET, GROWTH, NO_SCORES):
             continue
+        checks = checks or Checks()
         try:
             if mark.name == BUDGET:
-                budgets.append(_read_budget(mark))
-            elif mark.name == GROWTH:
-                growth = growth or _read_growth(mark, item)
-            else:
+                checks = _add_budget(checks, _read_budget(mark))
+            elif mark.name == NO_SCORES:
                 _refuse_arguments(mark)
-                forbids_scores = True
+                checks = replace(checks, forbids_scores=True)
+            else:
+                law, lengths = _read_growth(mark, item)
+                if growth_node in (None, node):
+                    checks = _add_law(checks, law, lengths)
+                    growth_node = node
         except (TypeError, ValueError) as error:
-            raise pytest.UsageError(f"{_locate(node, mark, item)}: {mark.name}: {error}") from None
-    if not budgets and growth is None and not forbids_scores:
-        return None
-    return Checks(_merge(budgets) if budgets else None, growth, forbids_scores)
+            place = locate_marker(node, mark, item)
+            raise pytest.UsageError(f"{place}: {mark.name}: {error}") from None
+    return checks
+
+
+def _add_budget(checks: Checks, further: Budget) -> Checks:
+    closer = checks.budget or Budget()
+    limits = {**further.limits, **closer.limits}
+    return replace(checks, budget=Budget(limits, {**further.per_layer, **closer.per_layer}))
+
+
+def _add_law(checks: Checks, law: GrowthLaw, lengths: Lengths) -> Checks:
+    if checks.lengths not in (None, lengths):
+        raise ValueError(
+            "the laws of one test must agree on seq_lens, make_step and dry_run; write a test for "
+            "each that differs"
+        )
+    return replace(checks, laws=(*checks.laws, law), lengths=lengths)
 
 
 def _read_budget(mark: pytest.Mark) -> Budget:
@@ -108,7 +158,7 @@ def _read_budget(mark: pytest.Mark) -> Budget:
         if PEAK in limits:
             raise TypeError("got the peak twice")
         limits[PEAK] = mark.args[0]
-    per_layer = limits.pop("per_layer", None) or {}
+    per_layer = limits.pop("per_layer", {})
     if not isinstance(per_layer, Mapping):
         raise TypeError(
             f"per_layer must be a dict such as {{'softmax': '4 MiB'}}, got {per_layer!r}"
@@ -118,13 +168,11 @@ def _read_budget(mark: pytest.Mark) -> Budget:
     return Budget(_read_limits(limits, LIMITS), _read_limits(per_layer, PER_LAYER))
 
 
-def _read_limits(limits: Mapping[str, Any], known: Iterable[str]) -> dict[str, int]:
+def _read_limits(limits: Mapping[Any, Any], known: Collection[str]) -> dict[str, int]:
     read = {}
     for name, limit in limits.items():
         if name not in known:
             raise ValueError(f"there is no {name!r} to limit; there are {', '.join(known)}")
-        if limit is None:
-            continue
         try:
             read[str(name)] = parse_bytes(limit)
         except (TypeError, ValueError) as error:
@@ -132,93 +180,93 @@ def _read_limits(limits: Mapping[str, Any], known: Iterable[str]) -> dict[str, i
     return read
 
 
-def _merge(budgets: list[Budget]) -> Budget:
-    limits: dict[str, int] = {}
-    per_layer: dict[str, int] = {}
-    for budget in reversed(budgets):
-        limits |= budget.limits
-        per_layer |= budget.per_layer
-    return Budget(limits, per_layer)
-
-
-def _read_growth(mark: pytest.Mark, item: pytest.Item) -> GrowthLaw:
-    def read(
-        seq_lens: Iterable[int | str],
-        *,
-        category: str = TOTAL,
-        at_most: str | None = None,
-        exponent: float | None = None,
-        layer: str | None = None,
-        make_step: Callable[[int, str], Callable[[], object]] | None = None,
-        dry_run: bool = False,
-    ) -> GrowthLaw:
-        known = (TOTAL, *(c.value for c in Category))
-        if category not in known:
-            raise ValueError(f"there is no category {category!r}; there are {', '.join(known)}")
-        if make_step is not None and not callable(make_step):
-            raise TypeError(f"make_step must be a function, got {make_step!r}")
-        _require_lengths(item, make_step)
-        most = _read_exponent(at_most, exponent)
-        name = at_most or f"n^{exponent}"
-        lengths = _read_lengths(seq_lens)
-        return GrowthLaw(lengths, category, layer, most, name, make_step, dry_run)
-
+def _read_growth(mark: pytest.Mark, item: pytest.Item) -> tuple[GrowthLaw, Lengths]:
     try:
-        inspect.signature(read).bind(*mark.args, **mark.kwargs)
+        inspect.signature(_make_growth).bind(*mark.args, **mark.kwargs)
     except TypeError as error:
         raise TypeError(f"{error}; write seq_lens=[256, 512, 1024], at_most='linear'") from None
-    return read(*mark.args, **mark.kwargs)
+    law, lengths = _make_growth(*mark.args, **mark.kwargs)
+    if lengths.make_step is None:
+        _require_seq_len(item, is_dry=lengths.is_dry)
+    return law, lengths
 
 
-def _read_exponent(at_most: str | None, exponent: float | None) -> float:
+def _make_growth(
+    seq_lens: Collection[int | str],
+    *,
+    category: str = TOTAL,
+    at_most: str | None = None,
+    exponent: float | None = None,
+    make_step: Callable[[int, str], Callable[[], object]] | None = None,
+    dry_run: bool = False,
+) -> tuple[GrowthLaw, Lengths]:
+    known = (TOTAL, *_CATEGORIES)
+    if category not in known:
+        raise ValueError(f"there is no category {category!r}; there are {', '.join(known)}")
+    if make_step is not None and not callable(make_step):
+        raise TypeError(f"make_step must be a function, got {make_step!r}")
+    if not isinstance(dry_run, bool):
+        raise TypeError(f"dry_run must be True or False, got {dry_run!r}")
+    law = GrowthLaw(category, *_read_law(at_most, exponent))
+    return law, Lengths(_read_lengths(seq_lens), make_step, dry_run)
+
+
+def _read_law(at_most: object, exponent: object) -> tuple[str | None, float | None]:
     if (at_most is None) == (exponent is None):
         raise TypeError("give either at_most, such as 'linear', or exponent, such as 1.1")
     if at_most is not None:
-        if at_most not in EXPONENTS:
-            raise ValueError(f"at_most must be one of {', '.join(EXPONENTS)}, got {at_most!r}")
-        return EXPONENTS[at_most]
+        if not isinstance(at_most, str) or at_most not in LAWS:
+            raise ValueError(f"at_most must be one of {', '.join(LAWS)}, got {at_most!r}")
+        return at_most, None
     if isinstance(exponent, bool) or not isinstance(exponent, int | float):
         raise TypeError(f"exponent must be a number, got {exponent!r}")
-    if not 0 <= exponent < 10:
-        raise ValueError(f"exponent must be between 0 and 10, got {exponent!r}")
-    return float(exponent)
+    if not 0 <= exponent <= _MOST_EXPONENT:
+        raise ValueError(f"exponent must be between 0 and {_MOST_EXPONENT}, got {exponent!r}")
+    return None, float(exponent)
 
 
 def _read_lengths(seq_lens: object) -> tuple[int, ...]:
-    if isinstance(seq_lens, str) or not isinstance(seq_lens, Iterable):
+    # An iterator would be empty for the second test that shares the marker.
+    if isinstance(seq_lens, str | bytes) or not isinstance(seq_lens, Collection):
         raise TypeError(f"seq_lens must be a list such as [256, 512, 1024], got {seq_lens!r}")
-    lengths = tuple(sorted(parse_length(length) for length in seq_lens))
+    lengths = sorted(parse_length(length) for length in seq_lens)
     if len(set(lengths)) < len(lengths):
-        raise ValueError(f"seq_lens has a length twice: {list(lengths)}")
+        raise ValueError(f"seq_lens has a length twice: {lengths}")
     if len(lengths) < 3:
-        raise ValueError(f"seq_lens must have three lengths or more to tell laws, got {lengths}")
-    return lengths
+        raise ValueError(
+            f"seq_lens must have three lengths or more, got {lengths}: two points lie on a line "
+            "and on a parabola alike"
+        )
+    return tuple(lengths)
 
 
-def _require_lengths(item: pytest.Item, make_step: object) -> None:
-    """Raise if a test cannot be told the length."""
-    if make_step is not None:
-        return
-    parameters = inspect.signature(item.obj).parameters  # type: ignore[attr-defined]  # a function
-    if "seq_len" not in parameters:
-        raise TypeError("the test must take seq_len as an argument, or the marker make_step=")
+def _require_seq_len(item: pytest.Item, *, is_dry: bool) -> None:
+    """Raise if a test cannot be told the length when it runs."""
+    body = getattr(item, "obj", None)
+    if not callable(body) or SEQ_LEN not in inspect.signature(body).parameters:
+        raise TypeError(f"{item.name} must take seq_len as an argument, or the marker make_step=")
+    if is_dry and inspect.iscoroutinefunction(body):
+        raise TypeError("dry_run=True cannot run an async test; give make_step=")
+    given = getattr(getattr(item, "callspec", None), "params", {}).get(SEQ_LEN)
+    if not isinstance(given, SetByMarker):
+        raise ValueError(
+            f"seq_len of {item.name} is also set elsewhere (a parametrize or a fixture); leave it "
+            f"to {GROWTH}, which runs the test at every length"
+        )
+    for name, definitions in _find_fixtures(item).items():
+        if any(SEQ_LEN in definition.argnames for definition in definitions):
+            raise ValueError(
+                f"the fixture {name!r} takes seq_len, but is set up once for all lengths; build "
+                "what depends on the length in the test, or give make_step="
+            )
+
+
+def _find_fixtures(item: pytest.Item) -> Mapping[str, Any]:
+    """Return the definitions of the fixtures that a test uses, by name."""
+    known = getattr(item, "_fixtureinfo", None)  # no public way; other plugins read it too
+    return getattr(known, "name2fixturedefs", {})
 
 
 def _refuse_arguments(mark: pytest.Mark) -> None:
     if mark.args or mark.kwargs:
         raise TypeError("takes no arguments")
-
-
-def _locate(node: Any, mark: pytest.Mark, item: pytest.Item) -> str:
-    """Return ``file:line`` of a marker: the line in its test, class or module that names it."""
-    path, line, _ = item.location
-    source = getattr(node, "obj", None)
-    try:
-        lines, first = inspect.getsourcelines(source)
-    except (OSError, TypeError):
-        lines, first = [], 0
-    for offset, text in enumerate(lines):
-        if mark.name in text:
-            line = max(first, 1) + offset - 1
-            break
-    return f"{path}:{(line or 0) + 1}"

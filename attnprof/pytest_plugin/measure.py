@@ -1,102 +1,209 @@
-"""Run the body of a test under a trace and keep what its markers ask about."""
+"""Run the body of a test under a trace, as often as its markers ask."""
 
+import functools
 import gc
+import inspect
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from attnprof.pytest_plugin.marks import Checks, GrowthLaw
+import pytest
+
+from attnprof.errors import CaptureError, DryRunError
+from attnprof.pytest_plugin.marks import GROWTH, SEQ_LEN, Checks, Lengths
 
 if TYPE_CHECKING:
     from attnprof.capture.tracer import Tracer
     from attnprof.run import Run
+
+Body = Callable[..., Any]
+
+MEASURED = pytest.StashKey[dict[str, Any]]()
+"""What a test measured, to be sent along with its report: values that JSON knows."""
+
+RESERVED_PEAK = "reserved_peak_bytes"
+"""In run.json: per CUDA device, the most bytes its allocator reserved while the test ran."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
     """The runs of one test."""
 
-    runs: tuple["Run", ...]
-    """One; with a growth law, one per length, by rising lengths."""
-    by_length: tuple["Run", ...] = ()
-    """The runs to fit a law to; the same, or those of the marker's ``make_step``."""
+    runs: "tuple[Run, ...]"
+    """Of the test's body: one, or one per length, by rising lengths."""
+    by_length: "tuple[Run, ...]" = ()
+    """What laws of growth are fitted to: the same, or the runs of the marker's ``make_step``."""
+
+    @property
+    def every_run(self) -> "tuple[Run, ...]":
+        """All of them; the longest length last."""
+        return self.runs + tuple(run for run in self.by_length if run not in self.runs)
 
 
-def measure(body: Callable[..., Any], checks: Checks, args: Any, kwargs: Any) -> Measured:
-    """Run a test's body as often as its markers ask, and return its runs.
+def watch(body: Body, checks: Checks, judge: Callable[[Measured], None]) -> Body:
+    """Return a function to run in place of a test's body: it measures the body, then judges.
 
-    Exceptions of the body pass on as they were raised; then there is nothing to judge.
+    An exception of the body passes on as it was raised, and then nothing is judged.
+
+    Args:
+        body: The test's function, a coroutine function maybe.
+        checks: What the test's markers ask for.
+        judge: Called with what was measured.
     """
-    law = checks.growth
-    if law is None:
-        return Measured((_trace(body, args, kwargs),))
-    if law.make_step is not None:
-        runs = tuple(_run_workload(law, law.make_step, n) for n in law.seq_lens)
-        return Measured((_trace(body, args, kwargs),), runs)
+    if inspect.iscoroutinefunction(body):
 
-    def make_step(seq_len: int, device: str) -> Callable[[], Any]:
-        return lambda: body(*args, **{**kwargs, "seq_len": seq_len})
+        @functools.wraps(body)
+        async def run_async(*args: Any, **kwargs: Any) -> Any:
+            runs, result = [], None
+            for seq_len in _list_lengths(checks):
+                with tracing(seq_len) as tracer:
+                    result = await body(*args, **_tell_length(kwargs, seq_len))
+                runs.append(tracer.run)
+            judge(complete(tuple(runs), checks))
+            return result
 
-    if law.is_dry:
-        runs = tuple(_run_workload(law, make_step, n) for n in law.seq_lens)
-    else:
-        runs = tuple(_trace(body, args, {**kwargs, "seq_len": n}, seq_len=n) for n in law.seq_lens)
-    return Measured(runs, runs)
+        return run_async
 
+    @functools.wraps(body)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if checks.lengths is not None and checks.runs_test_by_length and checks.lengths.is_dry:
+            dry = _run_dry(body, checks.lengths, args, kwargs)
+            judge(Measured(dry, dry))
+            return None
+        runs, result = [], None
+        for seq_len in _list_lengths(checks):
+            with tracing(seq_len) as tracer:
+                result = body(*args, **_tell_length(kwargs, seq_len))
+            runs.append(tracer.run)
+        judge(complete(tuple(runs), checks))
+        return result
 
-async def measure_async(
-    body: Callable[..., Awaitable[Any]], checks: Checks, args: Any, kwargs: Any
-) -> Measured:
-    """Do the same for a coroutine function; a growth law runs it once per length."""
-    law = checks.growth
-    lengths = law.seq_lens if law is not None and law.make_step is None else (None,)
-    runs = []
-    for n in lengths:
-        own = kwargs if n is None else {**kwargs, "seq_len": n}
-        tracer = _make_tracer(n)
-        _settle()
-        with tracer:
-            await body(*args, **own)
-            gc.collect()
-        runs.append(tracer.run)
-    if law is not None and law.make_step is not None:
-        by_length = tuple(_run_workload(law, law.make_step, n) for n in law.seq_lens)
-        return Measured(tuple(runs), by_length)
-    return Measured(tuple(runs), tuple(runs))
+    return run
 
 
-def _trace(
-    body: Callable[..., Any], args: Any, kwargs: Any, *, seq_len: int | None = None
-) -> "Run":
-    tracer = _make_tracer(seq_len)
-    _settle()
-    with tracer:
-        body(*args, **kwargs)
-        gc.collect()  # what only reference cycles hold is not leaked
-    return tracer.run
+def complete(runs: "tuple[Run, ...]", checks: Checks) -> Measured:
+    """Add the runs that laws of growth are fitted to, where a marker says what to run."""
+    if checks.lengths is None:
+        return Measured(runs)
+    if checks.runs_test_by_length:
+        return Measured(runs, runs)
+    return Measured(runs, _run_workload(checks.lengths))
 
 
-def _make_tracer(seq_len: int | None) -> "Tracer":
+@contextmanager
+def tracing(seq_len: int | None = None) -> "Iterator[Tracer]":
+    """Trace what runs inside; what earlier tests left behind is cleared away before.
+
+    Args:
+        seq_len: The length that it is run with, if it has one.
+    """
     from attnprof.capture.tracer import Tracer
 
-    workload = {"seq_len": seq_len, "source": "measured"}
-    return Tracer(samples_per_second=0, info={} if seq_len is None else {"workload": workload})
-
-
-def _run_workload(
-    law: GrowthLaw, make_step: Callable[[int, str], Callable[[], Any]], seq_len: int
-) -> "Run":
-    from attnprof.capture.dry_run import dry_run
-    from attnprof.capture.workload import record_workload
-
+    info: dict[str, Any] = {}
+    if seq_len is not None:
+        info["workload"] = {"seq_len": seq_len, "source": "measured"}
+    tracer = Tracer(samples_per_second=0, info=info)
     _settle()
-    return (dry_run if law.is_dry else record_workload)(make_step, seq_len)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(tracer)
+        except CaptureError as error:
+            pytest.fail(f"the test cannot be measured for its markers: {error}", pytrace=False)
+        before = tracer.ledger.mark()
+        try:
+            yield tracer
+        except Exception as error:
+            _explain(error, seq_len)
+            raise
+        if tracer.ledger.count_bytes(since=before):
+            gc.collect()  # what only reference cycles hold is not leaked
+        reserved = _read_reserved()
+        if reserved:
+            info[RESERVED_PEAK] = reserved
+
+
+def _explain(error: Exception, seq_len: int | None) -> None:
+    if seq_len is not None:
+        error.add_note(f"{GROWTH} ran the test with seq_len = {seq_len}")
+    if isinstance(error, CaptureError):
+        error.add_note(
+            "The body of a test with a memory marker is traced already: take the marker or the "
+            "trace away"
+        )
 
 
 def _settle() -> None:
-    """Free what earlier tests left for the collector, and what CUDA's allocator caches."""
+    """Free what earlier tests left for the collector and what CUDA's allocator caches."""
     gc.collect()
-    torch = sys.modules.get("torch")  # a test that never imported it has nothing there
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    cuda = _find_cuda()
+    if cuda is not None:
+        cuda.empty_cache()
+        for device in range(cuda.device_count()):
+            cuda.reset_peak_memory_stats(device)
+
+
+def _read_reserved() -> dict[str, int]:
+    """Return per CUDA device the most bytes that its allocator reserved since `_settle`."""
+    cuda = _find_cuda()
+    if cuda is None:
+        return {}
+    return {f"cuda:{n}": cuda.max_memory_reserved(n) for n in range(cuda.device_count())}
+
+
+def _find_cuda() -> Any:
+    """Return ``torch.cuda`` if this process uses it: asking would start what no test wanted."""
+    torch: Any = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
+
+
+def _list_lengths(checks: Checks) -> tuple[int | None, ...]:
+    if checks.lengths is None or not checks.runs_test_by_length:
+        return (None,)
+    return checks.lengths.seq_lens
+
+
+def _tell_length(kwargs: Mapping[str, Any], seq_len: int | None) -> dict[str, Any]:
+    return dict(kwargs) if seq_len is None else {**kwargs, SEQ_LEN: seq_len}
+
+
+def _run_dry(
+    body: Body, lengths: Lengths, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> "tuple[Run, ...]":
+    """Run a test's body on fake tensors at every length, once each."""
+    from attnprof.capture.dry_run import dry_run
+
+    def make_step(seq_len: int, device: str) -> Callable[[], Any]:
+        return lambda: body(*args, **_tell_length(kwargs, seq_len))
+
+    _settle()
+    runs = []
+    for seq_len in lengths.seq_lens:
+        with _failing_in_a_line(seq_len, "; a test with dry_run=True builds all in its own body"):
+            runs.append(dry_run(make_step, seq_len, steps=1))
+    return tuple(runs)
+
+
+def _run_workload(lengths: Lengths) -> "tuple[Run, ...]":
+    """Run a marker's ``make_step`` at every length."""
+    from attnprof.capture.dry_run import dry_run
+    from attnprof.capture.workload import record_workload
+
+    assert lengths.make_step is not None
+    record = dry_run if lengths.is_dry else record_workload
+    runs = []
+    for seq_len in lengths.seq_lens:
+        _settle()
+        with _failing_in_a_line(seq_len):
+            runs.append(record(lengths.make_step, seq_len))
+    return tuple(runs)
+
+
+@contextmanager
+def _failing_in_a_line(seq_len: int, advice: str = "") -> Iterator[None]:
+    """Fail the test with one line where a program cannot be run dry."""
+    try:
+        yield
+    except DryRunError as error:
+        pytest.fail(f"{GROWTH}: no dry run at seq_len {seq_len}: {error}{advice}", pytrace=False)

@@ -1,163 +1,239 @@
 """The session's side of the plugin: the table, the files, and the comparison with a baseline."""
 
-import re
-import shutil
-from collections.abc import Generator
+import os
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-from attnprof.pytest_plugin.marks import LIMITS
-from attnprof.pytest_plugin.results import (
+from attnprof.pytest_plugin.baselines import (
+    Baseline,
     Difference,
-    Results,
+    Result,
     Threshold,
-    Values,
     compare,
     describe_changes,
-    describe_environment,
-    find_regressions,
     read_thresholds,
 )
+from attnprof.pytest_plugin.marks import LIMITS
 from attnprof.units import format_bytes
 
-if TYPE_CHECKING:
-    from attnprof.run import Run
-
 _COLUMNS = ("peak", "attention_scores", "softmax", "saved_softmax", "kv_cache", "leaked")
+_MOST_DIFFERENCES = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The baseline that a session is compared with."""
+
+    path: Path
+    baseline: Baseline
+    thresholds: tuple[Threshold, ...]
+    """By how much its values may be exceeded; none to only show what changed."""
+
+
+def read_reference(config: pytest.Config) -> Reference | None:
+    """Return the baseline to compare with; None if none is asked for.
+
+    Raises:
+        pytest.UsageError: The options or the baseline cannot be used.
+    """
+    name, limits = (config.getoption(f"attnprof_{n}") for n in ("compare", "compare_fail"))
+    if name is None:
+        if limits is not None:
+            raise pytest.UsageError(
+                "--attnprof-compare-fail needs --attnprof-compare NAME, the baseline to hold to"
+            )
+        return None
+    path = locate_baseline(config, name, "--attnprof-compare")
+    try:
+        thresholds = () if limits is None else read_thresholds(limits, LIMITS)
+    except ValueError as error:
+        raise pytest.UsageError(f"--attnprof-compare-fail: {error}") from None
+    try:
+        return Reference(path, Baseline.read(path), thresholds)
+    except FileNotFoundError:
+        raise pytest.UsageError(
+            f"--attnprof-compare: there is no baseline {path}; make one with --attnprof-save {name}"
+        ) from None
+    except ValueError as error:
+        raise pytest.UsageError(f"--attnprof-compare: {error}") from None
+
+
+def locate_baseline(config: pytest.Config, name: str, option: str) -> Path:
+    """Return the file of a baseline: a name in the configured directory, or a path.
+
+    Raises:
+        pytest.UsageError: The name is empty.
+    """
+    if not name.strip():
+        raise pytest.UsageError(f"{option} needs a name, such as main")
+    if name.endswith(".json") or os.sep in name:
+        return config.invocation_params.dir / name
+    folder: str = config.getini("attnprof_baselines")
+    return config.rootpath / folder / f"{name}.json"
 
 
 class ResultSession:
     """Collects what tests measured, from all workers, and reports it at the end."""
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, reference: Reference | None) -> None:
         """Read the options.
 
         Raises:
-            pytest.UsageError: One of them cannot be used.
+            pytest.UsageError: The baseline to save to is there and cannot be read.
         """
         self._config = config
-        self._values: dict[str, Values] = {}
-        self._differences: list[Difference] | None = None
-        self._regressions: list[tuple[Difference, Threshold]] = []
-        self._said: list[str] = []
-        fail = config.getoption("attnprof_compare_fail")
-        name = config.getoption("attnprof_compare")
-        if fail and not name:
-            raise pytest.UsageError(
-                "--attnprof-compare-fail needs --attnprof-compare NAME, the baseline to hold to"
-            )
-        try:
-            self._thresholds = read_thresholds(fail, LIMITS) if fail else []
-            self._baseline = Results.read(self._locate(name)) if name else None
-        except ValueError as error:
-            raise pytest.UsageError(str(error)) from None
-
-    def _locate(self, name: str) -> Path:
-        """Return the file of a baseline: a name in the configured directory, or a path."""
-        if name.endswith(".json") or "/" in name:
-            return self._config.rootpath / name
-        folder: str = self._config.getini("attnprof_baselines")
-        return self._config.rootpath / folder / f"{name}.json"
+        self._reference = reference
+        self._environment: dict[str, str] = {}
+        self._results: dict[str, Result] = {}
+        self._lines: list[tuple[str, dict[str, bool]]] = []
+        self._save_path: Path | None = None
+        self._earlier: Baseline | None = None
+        name = config.getoption("attnprof_save")
+        if name is not None:
+            self._save_path = locate_baseline(config, name, "--attnprof-save")
+            self._earlier = _read_earlier(self._save_path)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take what a test measured from its report."""
-        values = getattr(report, "attnprof", None)
-        if values is not None:
-            self._values[report.nodeid] = values
+        measured = getattr(report, "attnprof", None)
+        if measured is not None:
+            self._results[measured["test"]] = Result(measured["bytes"], measured["laws"])
+            device = {"device": self._environment.get("device", "cpu")}
+            own = measured["environment"]
+            self._environment = own if own["device"] != "cpu" else own | device
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
-        """Write the files, compare, and fail the session where that was asked for."""
-        now = Results(describe_environment(), dict(sorted(self._values.items())))
-        option = self._config.getoption
-        if option("attnprof_json"):
-            self._write(Path(option("attnprof_json")), now)
-        if option("attnprof_save"):
-            self._write(self._locate(option("attnprof_save")), now)
-        if self._baseline is not None:
-            self._compare(self._baseline, now)
-        if self._regressions and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        """Write the files and compare; a file that cannot be written fails the session."""
+        if not self._config.getoption("collectonly"):
+            is_written = self._finish()
+            if not is_written and session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
         return (yield)
 
-    def _write(self, path: Path, results: Results) -> None:
+    def _finish(self) -> bool:
+        """Return whether all files that were asked for are written."""
+        now = Baseline(self._environment, self._results)
+        is_written = True
+        if self._reference is not None:
+            self._compare(self._reference, now)
+        path = self._config.getoption("attnprof_json")
+        if path is not None:
+            is_written &= self._write(Path(path), now)
+        if self._save_path is not None:
+            is_written &= self._save(self._save_path, now)
+        return is_written
+
+    def _save(self, path: Path, now: Baseline) -> bool:
+        """Write a baseline; tests of an earlier one that did not run keep their values."""
+        if self._earlier is None:
+            return self._write(path, now)
+        left = sorted(self._earlier.tests.keys() - now.tests.keys())
+        changes = describe_changes(self._earlier.environment, now.environment)
+        if left and changes:
+            self._say(
+                f"not saved: {path} was made elsewhere ({changes}), and {_name_some(left)} in it "
+                "did not run now, so it would mix the two; run all, or delete the file first",
+                red=True,
+            )
+            return not now.tests
+        if left:
+            self._say(
+                f"kept in {path}: {_name_some(left)} that did not run now; to forget what is "
+                "gone, delete the file and save again"
+            )
+        return self._write(path, self._earlier.merge(now))
+
+    def _write(self, path: Path, results: Baseline) -> bool:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(results.to_json(), encoding="utf-8")
+            new = path.with_name(path.name + ".new")
+            new.write_text(results.to_json(), encoding="utf-8")
+            new.replace(path)
         except OSError as error:
-            self._said.append(f"cannot write {path}: {error.strerror or error}")
-        else:
-            self._said.append(f"wrote {path}: {len(results.tests)} tests")
+            self._say(f"cannot write {path}: {error.strerror or error}", red=True)
+            return False
+        self._say(f"wrote {path}: {_count(len(results.tests), 'test')}")
+        return True
 
-    def _compare(self, before: Results, now: Results) -> None:
-        changes = describe_changes(before.environment, now.environment)
-        if changes:
-            self._said.append(
-                f"the baseline was made elsewhere, so bytes may differ for that reason: {changes}"
+    def _compare(self, reference: Reference, now: Baseline) -> None:
+        before = reference.baseline
+        if now.tests and (changes := describe_changes(before.environment, now.environment)):
+            self._say(
+                f"the baseline was made elsewhere, and bytes may differ for that alone: {changes}",
+                yellow=True,
             )
-        self._differences = compare(before, now)
-        self._regressions = list(find_regressions(self._differences, self._thresholds))
-        fresh = [test for test in now.tests if test not in before.tests]
+        self._say_differences(compare(before, now), reference.path)
+        fresh = sorted(now.tests.keys() - before.tests.keys())
         if fresh:
-            self._said.append(
-                f"{len(fresh)} tests are not in the baseline, {fresh[0]} among them; add them "
-                "with --attnprof-save"
-            )
+            self._say(f"not in the baseline: {_name_some(fresh)}; add with --attnprof-save")
+        left = sorted(before.tests.keys() - now.tests.keys())
+        if left:
+            self._say(f"in the baseline, but not measured now: {_name_some(left)}")
+
+    def _say_differences(self, differences: list[Difference], path: Path) -> None:
+        count = _count(len(differences), "value differs", "values differ")
+        self._say(f"{count} from the baseline {path}")
+        for difference in differences[:_MOST_DIFFERENCES]:
+            self._say(f"  {difference}")
+        more = len(differences) - _MOST_DIFFERENCES
+        if more > 0:
+            self._say(f"  and {more} more; --attnprof-json FILE has all values")
+
+    def _say(self, line: str, **style: bool) -> None:
+        self._lines.append((line, style))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print the table, what changed, and what was written."""
-        write = terminalreporter.write_line
+        table = tabulate(self._results) if self._config.getoption("attnprof") else []
+        if not table and not self._lines:
+            return
         terminalreporter.write_sep("=", "memory (attnprof)")
-        if self._config.getoption("attnprof"):
-            for line in _tabulate(self._values):
-                write(line)
-        if self._differences is not None:
-            write(f"{len(self._differences)} values differ from the baseline")
-            for difference in self._differences:
-                write(f"  {difference}")
-        for difference, threshold in self._regressions:
-            write(f"FAILED {difference}; {threshold} more is allowed", red=True)
-        for line in self._said:
-            write(line)
+        for line in table:
+            terminalreporter.write_line(line)
+        for line, style in self._lines:
+            terminalreporter.write_line(line, **style)
 
 
-def _tabulate(tests: dict[str, Values]) -> list[str]:
-    if not tests:
-        return ["no test with a memory marker ran"]
-    rows = [("", *(name.replace("_", " ") for name in _COLUMNS))]
-    for test, values in sorted(tests.items()):
-        sizes = (values.get(name, 0) for name in _COLUMNS)
-        rows.append((test, *(format_bytes(size) if size else "-" for size in sizes)))
+def _read_earlier(path: Path) -> Baseline | None:
+    try:
+        return Baseline.read(path)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise pytest.UsageError(f"--attnprof-save: {error}") from None
+
+
+def _count(number: int, one: str, more: str = "") -> str:
+    return f"{number} {one if number == 1 else more or one + 's'}"
+
+
+def _name_some(tests: list[str]) -> str:
+    also = "" if len(tests) == 1 else f" and {len(tests) - 1} more"
+    return _count(len(tests), "test") + f" ({tests[0]}{also})"
+
+
+def tabulate(results: Mapping[str, Result]) -> list[str]:
+    """Return the lines of a table with a row per test."""
+    if not results:
+        return ["no test with a memory marker was measured"]
+    has_laws = any(result.laws for result in results.values())
+    head = ["", *(name.replace("_", " ") for name in _COLUMNS), *(["growth"] if has_laws else [])]
+    rows = [head]
+    for test, result in sorted(results.items()):
+        sizes = (result.sizes.get(name, 0) for name in _COLUMNS)
+        laws = ", ".join(f"{category} {law}" for category, law in sorted(result.laws.items()))
+        cells = [format_bytes(size) if size else "-" for size in sizes]
+        rows.append([test, *cells, *([laws] if has_laws else [])])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    last = len(_COLUMNS) + 1
     return [
         "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
+            cell.ljust(width) if column in (0, last) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
         for row in rows
     ]
-
-
-def keep_pages(item: pytest.Item, run: "Run") -> Path | None:
-    """Write a test's run and its report page where the session asks for them.
-
-    Returns:
-        The directory of the run, which ``attnprof report`` opens; None if none was asked for.
-    """
-    folder = item.config.getoption("attnprof_html")
-    if not folder:
-        return None
-    from attnprof.report.html import render_html
-    from attnprof.report.summary import summarise
-
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", item.nodeid).strip("-")[-150:]
-    kept = Path(folder) / f"{name}.run"
-    shutil.rmtree(kept, ignore_errors=True)
-    shutil.copytree(run.path, kept)
-    page = render_html(summarise(run))
-    (Path(folder) / f"{name}.html").write_text(page, encoding="utf-8")
-    return kept

@@ -1,9 +1,10 @@
 """The fixture that the plugin gives to every test."""
 
 import pytest
+from plugin_models import Run
 
 
-def test_fixture_traces_a_part_of_a_test(pytester: pytest.Pytester) -> None:
+def test_fixture_traces_a_part_of_a_test(pytester: pytest.Pytester, run: Run) -> None:
     pytester.makepyfile(
         """
         import torch
@@ -19,18 +20,4 @@ def test_fixture_traces_a_part_of_a_test(pytester: pytest.Pytester) -> None:
             assert tracer.run.path != second.run.path
         """
     )
-    pytester.runpytest("-p", "no:cacheprovider").assert_outcomes(passed=1)
-
-
-def test_plugin_imports_no_torch_until_it_is_used(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(
-        """
-        import sys
-
-        def test_without_attnprof():
-            assert "torch" not in sys.modules
-            assert "polars" not in sys.modules
-        """
-    )
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
-    result.assert_outcomes(passed=1)
+    run("-p", "no:cacheprovider").assert_outcomes(passed=1)
