@@ -106,9 +106,9 @@ def serve_pages(requests: list[Request], *, rooms: int, directory: Path) -> pl.D
             manager.add_request(ids, max_new_tokens=request.new_tokens)
         left = len(requests)
         while left:
-            answer = manager.get_result(timeout=60)
+            answer = manager.get_result(timeout=600)
             if answer is None:
-                raise RuntimeError(f"{left} requests were not answered within a minute")
+                raise RuntimeError(f"{left} requests were not answered within ten minutes")
             left -= answer.is_finished()
         manager.stop(block=True)
     return tracer.run.kv_cache().drop_nulls("block_tokens")

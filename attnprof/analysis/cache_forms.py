@@ -58,6 +58,11 @@ class LayerCache:
         return self.kind is CacheKind.STATE
 
 
+def take_growing(layers: Sequence[LayerCache]) -> list[LayerCache]:
+    """Return the layers that keep something of every token of the own sequence."""
+    return [layer for layer in layers if layer.tokens and layer.kind is not CacheKind.CROSS]
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
     """What the recorded cache would hold in another form."""
@@ -73,10 +78,16 @@ class Form:
 def take_largest(frame: pl.DataFrame) -> list[LayerCache]:
     """Return the layers of a run's `kv_cache` after the forward that left most bytes.
 
+    Of several that left as many, the one that filled most of them.
+
     Args:
         frame: What `describe_kv_cache` returns; must have rows.
     """
-    sums = frame.group_by("forward").agg(pl.col("held_bytes").sum()).sort("held_bytes", "forward")
+    sums = (
+        frame.group_by("forward")
+        .agg(pl.col("held_bytes", "used_bytes").sum())
+        .sort("held_bytes", "used_bytes", "forward")
+    )
     rows = frame.filter(pl.col("forward") == sums["forward"][-1])
     return [
         LayerCache(
@@ -197,3 +208,33 @@ def max_batch(layers: Sequence[LayerCache], *, tokens: int, room_bytes: int) -> 
     """Return the most sequences of a length whose caches fit into some room."""
     each = cache_bytes_at(layers, tokens=tokens, batch=1)
     return max(0, room_bytes // each) if each else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How many sequences of one length fit into some room."""
+
+    tokens: int
+    sequences: int
+    sequence_bytes: int
+    """The cache of one of them, with its transients."""
+
+
+CONTEXTS = (4 * 2**10, 8 * 2**10, 32 * 2**10, 128 * 2**10)
+"""Lengths for which it is asked how many sequences fit."""
+
+
+def list_fits(
+    layers: Sequence[LayerCache], *, room_bytes: int, contexts: Sequence[int] = CONTEXTS
+) -> list[Fit]:
+    """Return the largest batch per context; none where nothing is kept."""
+    if not layers:
+        return []
+    return [
+        Fit(
+            tokens=tokens,
+            sequences=max_batch(layers, tokens=tokens, room_bytes=room_bytes),
+            sequence_bytes=cache_bytes_at(layers, tokens=tokens, batch=1),
+        )
+        for tokens in contexts
+    ]

@@ -113,7 +113,8 @@ class CacheLayer:
                 continue
             shown = size if storage in self._in_place else count_distinct(view) * view.item_bytes
             reachable += min(shown, size)
-            by_dtype[view.dtype] = by_dtype.get(view.dtype, 0) + size
+            seen = self._dtype_of(storage, view.dtype)
+            by_dtype[seen] = by_dtype.get(seen, 0) + size
         call = self._call_before(forward)
         used, tokens = self._count_used(forward, live, held, reachable, call)
         dtype = max(by_dtype, key=lambda name: by_dtype[name], default="")
@@ -218,6 +219,13 @@ class CacheLayer:
             for storage in self._storages
             for dtype in self._use.dtypes_of(storage)[-1:]
         )
+
+    def _dtype_of(self, storage: int, seen: str) -> str:
+        """Return the dtype of what is kept; engines also see their pool as plain bytes."""
+        if self._is_packed or not seen.startswith(_NARROW):
+            return seen
+        others = (d for d in self._use.dtypes_of(storage) if not d.startswith(_NARROW))
+        return next(others, seen)
 
     def name_kind(self, forwards: Sequence[Forward], contents: Sequence[Content]) -> CacheKind:
         """Say how the layer keeps the past, from what it held after its forwards too."""

@@ -26,6 +26,8 @@ class Forward:
     settled_event: int
     """The first event after it and what was freed upon its return: what is live then, the program
     kept. A caller that binds the new cache to the old one's name lets go of the old one here."""
+    batch: int | None = None
+    """The first dimension of the data that enters it, where that is known."""
 
 
 def find_forwards(attribution: Attribution) -> list[Forward]:
@@ -57,6 +59,7 @@ def find_forwards(attribution: Attribution) -> list[Forward]:
             enter_event=int(enter[number]),
             exit_event=int(leave[number]),
             settled_event=int(settled[number]),
+            batch=next(iter(facts.first_input_shape(int(begin), int(end))), None),
         )
         for number, (begin, end) in enumerate(
             zip(timeline.forward_begin, timeline.forward_exit, strict=True)

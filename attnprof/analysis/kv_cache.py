@@ -50,15 +50,15 @@ def describe_kv_cache(attribution: Attribution) -> pl.DataFrame:
     Bytes are those that live when the forward has ended: summed over the layers of one forward
     and category, ``held_bytes`` is that category at that instant.
 
-    Columns: step, forward (number of the outermost forward; a step that ``tracer.step()`` ended
-    may have several), phase, layer, category (``kv_cache`` or ``recurrent_state``), kind, dtype
-    (of most bytes), batch, kv_heads, head_dim (of K as attention read it), tokens (per sequence,
-    padding included; null for states), held_bytes (whole storages), reachable_bytes (what the
-    next op can see of them), used_bytes (what tokens were written to), bytes_per_token (of one
+    Columns: step, forward (number of the outermost forward; a step that ``tracer.step()`` ended may
+    have several), phase, layer, category (``kv_cache`` or ``recurrent_state``), kind, dtype (of
+    most bytes), batch, kv_heads, head_dim (of K as attention read it; null for states), tokens (per
+    sequence, padding included; null for states), held_bytes (whole storages), reachable_bytes (what
+    the next op can see of them), used_bytes (what tokens were written to), bytes_per_token (of one
     sequence), transient_bytes (the most that this forward took beyond what it left behind:
     growing_bytes, older and newer copies side by side, and expanded_bytes, copies made to attend,
-    at the worst instant). Where an engine noted its block table: block_tokens, allocated_blocks
-    (of sequences), used_blocks (with at least one token), shared_blocks (of several sequences),
+    at the worst instant). Where an engine noted its block table: block_tokens, allocated_blocks (of
+    sequences), used_blocks (with at least one token), shared_blocks (of several sequences),
     free_blocks, last_block_slack_bytes (room in used blocks). Then tokens are those of all
     sequences together, as they are wherever sequences are packed into one: batch is 1.
     """
@@ -204,7 +204,7 @@ def _describe(
             "layer": layer.path,
             "category": layer.category.value,
             "kind": kind.value,
-            **_describe_content(content, kind, layer.call_of(forward)),
+            **_describe_content(content, kind, forward, layer.call_of(forward)),
             **transients.measure(forward, content.held_bytes),
             **content.blocks,
         }
@@ -227,14 +227,16 @@ def _count_kv_heads(call: AttentionCall, kind: CacheKind, bytes_per_token: float
 
 
 def _describe_content(
-    content: Content, kind: CacheKind, call: AttentionCall | None
+    content: Content, kind: CacheKind, forward: Forward, call: AttentionCall | None
 ) -> dict[str, object]:
+    if kind is CacheKind.STATE:
+        call = None  # what a call of linear attention takes for heads is none of a state's
     tokens = content.tokens
-    sequences = (call.batch if call else 0) or 1
-    each = content.used_bytes / (tokens * sequences) if tokens else None
+    batch = call.batch if call else forward.batch
+    each = content.used_bytes / (tokens * (batch or 1)) if tokens else None
     return {
         "dtype": content.dtype,
-        "batch": call.batch if call else None,
+        "batch": batch,
         "kv_heads": _count_kv_heads(call, kind, each or 0.0) if call else None,
         "head_dim": call.head_dim if call else None,
         "tokens": tokens,

@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 
 from attnprof.analysis.allocator import simulate_allocator
+from attnprof.analysis.imported import ImportedAttribution, describe_imported_steps
 from attnprof.analysis.peak import choose_device, replay
 from attnprof.attribution.attribute import Attribution
 from attnprof.attribution.phases import CODE
@@ -25,6 +26,8 @@ def describe_steps(
     """
     timeline, facts = attribution.timeline, attribution.facts
     device = choose_device(attribution.allocations, device)
+    if isinstance(attribution, ImportedAttribution):
+        return describe_imported_steps(attribution.allocations, device)
     begins = timeline.step_begin
     ends = np.append(begins[1:], facts.count)
     replayed = replay(attribution.allocations, device)

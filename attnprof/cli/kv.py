@@ -42,11 +42,12 @@ def kv(
     with working("looking for caches …"):
         loaded = load(run)
         summary = summarise_cache(loaded)
-    if as_json:
-        print(render_kv_json(summary))
-        return 0
     names = loaded.allocations["category"].cast(pl.String)
     weights = loaded.allocations.filter(names == Category.PARAMETERS.value)
     weights_bytes = int(weights["size_bytes"].sum())
-    print_report(render_kv_cache(summary, weights_bytes=weights_bytes, device=target))
+    if as_json:
+        room = None if target is None else target.available_bytes - weights_bytes
+        print(render_kv_json(summary, room_bytes=room))
+    else:
+        print_report(render_kv_cache(summary, weights_bytes=weights_bytes, device=target))
     return 0

@@ -62,14 +62,14 @@ def draw_timeline(timeline: pl.DataFrame) -> Drawing | None:
         micros=micros.tolist(),
         names=names,
         sizes=sizes.tolist(),
-        paths=[_outline(x, row) for row in y],
+        paths=[outline(x, row) for row in y],
         top_bytes=top,
         ticks=ticks,
         first_ns=int(time_ns[0]),
     )
 
 
-def _outline(x: Longs, y: Longs) -> str:
+def outline(x: Longs, y: Longs) -> str:
     """Return an SVG path: along the tops in steps, then back along the bottom.
 
     Memory jumps, so no line slopes. Instants that change nothing visible are left out.

@@ -8,9 +8,8 @@ from rich.text import Text
 
 from attnprof.analysis.cache_forms import (
     LayerCache,
-    cache_bytes_at,
+    list_fits,
     list_forms,
-    max_batch,
 )
 from attnprof.report.cache_summary import (
     CacheSummary,
@@ -22,8 +21,6 @@ from attnprof.report.tables import Column, FittedTable
 from attnprof.report.text import heading
 from attnprof.theory.devices import Device
 from attnprof.units import format_bytes, format_length
-
-_CONTEXTS = (4 * 2**10, 8 * 2**10, 32 * 2**10, 128 * 2**10)
 
 
 def render_kv_cache(
@@ -47,7 +44,7 @@ def render_kv_cache(
     ]
     if device is not None:
         title = f"Sequences that fit on one {device.name} beside {format_bytes(weights_bytes)}"
-        fit = _render_fit(summary.layers, weights_bytes, device)
+        fit = _render_fit(summary.layers, device.available_bytes - weights_bytes)
         sections.append((f"{title} of weights", fit))
     parts: list[RenderableType] = [
         Text(write_cache_sentence(summary), style="bold"),
@@ -84,15 +81,10 @@ def _render_forms(layers: Sequence[LayerCache]) -> RenderableType | None:
     return FittedTable(columns, rows)
 
 
-def _render_fit(layers: Sequence[LayerCache], weights_bytes: int, device: Device) -> RenderableType:
-    room = device.available_bytes - weights_bytes
+def _render_fit(layers: Sequence[LayerCache], room_bytes: int) -> RenderableType:
     rows: list[list[RenderableType]] = [
-        [
-            format_length(tokens),
-            str(max_batch(layers, tokens=tokens, room_bytes=room)),
-            format_bytes(cache_bytes_at(layers, tokens=tokens, batch=1)),
-        ]
-        for tokens in _CONTEXTS
+        [format_length(fit.tokens), str(fit.sequences), format_bytes(fit.sequence_bytes)]
+        for fit in list_fits(layers, room_bytes=room_bytes)
     ]
     columns = [
         Column("context", right=True),

@@ -1,4 +1,4 @@
-"""What the categories mean, in a few words each."""
+"""What reports say in a few words: what a category means, how long something took."""
 
 from attnprof.vocabulary import Category
 
@@ -28,3 +28,10 @@ def explain(category: str) -> str:
         return MEANINGS[Category(category)]
     except ValueError:
         return ""
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration: ``"12.3 s"``, ``"840 ms"``, ``"0.2 ms"``."""
+    if seconds >= 1:
+        return f"{seconds:.1f} s" if seconds < 100 else f"{seconds:.0f} s"
+    return f"{1000 * seconds:.0f} ms" if seconds >= 0.01 else f"{1000 * seconds:.1f} ms"

@@ -1,20 +1,28 @@
 """A prompt of 512 tokens and 128 new ones: what a cache costs, and what another form would."""
 
+import io
 from dataclasses import dataclass
 
 import polars as pl
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import attnprof
 from attnprof.analysis.cache_forms import cache_bytes_at, list_forms, max_batch, take_largest
+from attnprof.report.cache_summary import summarise_cache
+from attnprof.report.summary import summarise
+from attnprof.report.text import render_text
 from attnprof.run import Run
+from attnprof.theory.cache import cache_bytes, cache_bytes_per_token
+from attnprof.theory.config import parse_config
+from attnprof.units import format_bytes
 from tests.attribution.cache_programs import make_llama
 from tests.attribution.test_caches_by_hand import Model, concatenate, write_slice
 
 PROMPT, NEW = 512, 128
-BATCH, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FLOAT = 2, 4, 8, 2, 16, 4
+BATCH, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FLOAT = 2, 3, 8, 2, 16, 4
 TOKEN = 2 * KV_HEADS * HEAD_DIM * FLOAT
 
 
@@ -47,6 +55,7 @@ class Generation:
     traced: torch.Tensor
     grown: Run
     static: Run
+    config: dict[str, object]
 
 
 @pytest.fixture(scope="module", params=["eager", "sdpa"])
@@ -57,7 +66,7 @@ def generation(request: pytest.FixtureRequest) -> Generation:
         traced = answer(model)
     with attnprof.trace(samples_per_second=0) as static:
         answer(model, cache_implementation="static")
-    return Generation(plain, traced, grown.run, static.run)
+    return Generation(plain, traced, grown.run, static.run, model.config.to_dict())
 
 
 def test_tracing_changes_no_token(generation: Generation) -> None:
@@ -104,10 +113,55 @@ def test_what_a_static_cache_makes_of_each_phase_is_predicted(generation: Genera
         assert before - second_copy <= predicted < before
 
 
+def test_report_shows_the_second_copy_and_what_a_static_cache_makes_of_it(
+    generation: Generation,
+) -> None:
+    file = io.StringIO()
+    summary = summarise(generation.grown)
+    Console(file=file, width=110).print(render_text(summary))
+    text = file.getvalue()
+    second_copy = BATCH * (PROMPT + NEW - 2) * TOKEN // 2
+    assert f"{format_bytes(second_copy)} of an older copy" in " ".join(text.split())
+    assert "Peaks with a cache of fixed length, predicted" in text
+    assert summary.cache is not None
+    recorded, *fixed = summary.cache.fixed
+    assert recorded.decode_bytes == generation.grown.peak(phase="decode").total_bytes
+    *_, last = fixed  # transformers' own form
+    assert last.total_bytes == generation.static.peak().total_bytes - LAYERS * COUNTER
+    assert format_bytes(last.total_bytes) in text
+
+
+def test_first_token_and_later_ones_are_timed_by_phase(generation: Generation) -> None:
+    steps = generation.grown.steps
+    first, later = steps.row(0, named=True), steps[1:]
+    assert len(later) == NEW - 1
+    assert 0 < first["prefill_seconds"] <= first["wall_seconds"]
+    assert first["decode_seconds"] == 0
+    assert (later["prefill_seconds"] == 0).all()
+    assert (
+        (later["decode_seconds"] > 0) & (later["decode_seconds"] <= later["wall_seconds"])
+    ).all()
+    cache = summarise_cache(generation.grown)
+    assert cache is not None
+    assert cache.times is not None
+    assert cache.times.first_seconds == first["wall_seconds"]
+    assert cache.times.later_seconds == later["wall_seconds"].median()
+
+
 def test_measured_bytes_per_token_are_the_predicted_ones(generation: Generation) -> None:
     layers = take_largest(generation.grown.kv_cache())
     assert [layer.bytes_per_token for layer in layers] == [TOKEN] * LAYERS
     assert [layer.predicted_bytes_per_token for layer in layers] == [TOKEN] * LAYERS
+
+
+def test_bytes_per_token_are_those_that_the_configuration_promises(generation: Generation) -> None:
+    layers = take_largest(generation.grown.kv_cache())
+    arch = parse_config(generation.config, name="of the test")
+    promised = cache_bytes_per_token(arch, dtype="float32")
+    assert sum(layer.bytes_per_token for layer in layers) == promised == LAYERS * TOKEN
+    held = sum(layer.held_bytes for layer in layers)
+    tokens = PROMPT + NEW - 1
+    assert held == cache_bytes(arch, seq_len=tokens, batch=BATCH, dtype="float32")
 
 
 def test_forms_follow_their_formulas(generation: Generation) -> None:

@@ -236,19 +236,6 @@ def test_growing_holds_old_and_new_copies_and_heads_are_repeated_to_attend() -> 
         assert row["transient_bytes"] >= row["expanded_bytes"]
 
 
-def test_assisted_decoding_has_two_caches_and_crops_them() -> None:
-    model, assistant = make_llama(), make_llama(num_hidden_layers=1)
-    other = Watch(assistant)
-    run, truth, _output = generate(model, prompt(batch=1), assistant_model=assistant)
-    frame = run.kv_cache()
-    first = pl.col("layer").str.starts_with("LlamaForCausalLM.")
-    for mine, holdings in ((frame.filter(~first), truth), (frame.filter(first), other.holdings)):
-        layers = mine["layer"].n_unique()
-        sums = mine.group_by("forward").agg(pl.col("held_bytes").sum())["held_bytes"].to_list()
-        assert {h.held_bytes for h in holdings} <= set(sums)
-        assert layers == (LAYERS if holdings is truth else 1)
-
-
 def test_prompt_lookup_crops_the_tokens_that_were_not_accepted() -> None:
     ids = torch.tensor([[5, 6, 7, 8, 9, 5, 6, 7]])
     run, truth, _output = generate(make_llama(), ids, prompt_lookup_num_tokens=3)

@@ -1,5 +1,6 @@
 """Continuous batching: pages of one pool behind all layers, written and read by another thread."""
 
+import threading
 from typing import Any
 
 import polars as pl
@@ -36,12 +37,14 @@ def serve(prompts: list[list[int]], attention: str = "sdpa") -> tuple[Run, Any, 
 
     pools: list[int] = []
     make = PagedAttentionCache.__init__
+    threads: set[int] = set()
 
     def watch(self: Any, *args: Any, **kwargs: Any) -> None:
         make(self, *args, **kwargs)
         pools.append(self.cache_tensor.untyped_storage().nbytes())
 
     model = make_llama(attention=attention)
+    model.register_forward_hook(lambda *_: threads.add(threading.get_ident()))
     with pytest.MonkeyPatch.context() as patch, attnprof.trace(samples_per_second=0) as tracer:
         patch.setattr(PagedAttentionCache, "__init__", watch)
         with paged_cache():
@@ -55,6 +58,7 @@ def serve(prompts: list[list[int]], attention: str = "sdpa") -> tuple[Run, Any, 
                     page_size=PAGE, num_blocks=BLOCKS, max_batch_tokens=64, use_cuda_graph=False
                 ),
             )  # fmt: skip
+    assert threads.isdisjoint({threading.get_ident()})  # what was traced is a worker
     return tracer.run, answers, pools[0]
 
 

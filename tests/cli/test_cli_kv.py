@@ -8,6 +8,7 @@ import torch
 
 import attnprof
 from attnprof.cli import main
+from attnprof.theory.devices import find_device
 from tests.attribution.test_caches_by_hand import LAYERS, PROMPT, TOKEN, Model, concatenate, embed
 
 
@@ -37,6 +38,34 @@ def test_json_has_the_rows_and_their_sum(decoded: Path, capsys: pytest.CaptureFi
     values = json.loads(capsys.readouterr().out)
     assert len(values["rows"]) == 2 * LAYERS
     assert values["held_bytes"] == LAYERS * 2 * (PROMPT + 1) * TOKEN
+
+
+def test_json_says_how_many_sequences_fit(
+    decoded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["kv", str(decoded), "--json", "--device", "H100"]) == 0
+    fits = json.loads(capsys.readouterr().out)["fits"]
+    assert [fit["tokens"] for fit in fits] == [4096, 8192, 32768, 131072]
+    room = find_device("H100").available_bytes
+    for fit in fits:
+        assert fit["sequences"] * fit["sequence_bytes"] <= room
+        assert (fit["sequences"] + 2) * fit["sequence_bytes"] > room - 2**20  # weights are small
+
+
+def test_reports_show_the_cache(
+    decoded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(decoded)]) == 0
+    assert "of an older copy while a longer one was made" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert main(["report", str(decoded), "--json"]) == 0
+    cache = json.loads(capsys.readouterr().out)["kv_cache"]
+    assert cache["held_bytes"] == LAYERS * 2 * (PROMPT + 1) * TOKEN
+    assert cache["growing_bytes"] > 0
+    assert main(["report", str(decoded), "--html", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count('<div class="strip"') == LAYERS
 
 
 def test_run_without_a_cache_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,144 @@
+"""A run's KV cache as tables of text, for whichever report shows them."""
+
+from collections.abc import Iterator
+
+import polars as pl
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from attnprof.report.cache_summary import (
+    CacheSummary,
+    group_caches,
+    pick_forwards,
+    write_cache_sentence,
+    write_transient_sentence,
+)
+from attnprof.report.tables import Column, FittedTable, show_name
+from attnprof.report.words import format_seconds
+from attnprof.units import format_bytes
+
+
+def render_cache(summary: CacheSummary) -> RenderableType:
+    """Return what a report on the whole run says of its cache."""
+    parts: list[RenderableType] = [
+        Text(write_cache_sentence(summary)),
+        Text(write_transient_sentence(summary)),
+    ]
+    for title, table in list_cache_tables(summary):
+        parts += [Text(), Text(title, style="dim"), table]
+    return Group(*parts)
+
+
+def list_cache_tables(summary: CacheSummary) -> Iterator[tuple[str, RenderableType]]:
+    """Yield the titles and bodies of what is to say of a cache, the most important first."""
+    yield "Growth", _render_growth(summary)
+    yield "Layers, after the forward that left most", _render_layers(summary)
+    if summary.fixed:
+        yield "Peaks with a cache of fixed length, predicted", _render_fixed(summary)
+    blocks = _render_blocks(summary)
+    if blocks is not None:
+        yield "Blocks", blocks
+
+
+def _render_growth(summary: CacheSummary) -> RenderableType:
+    """Return the cache after the first forwards, the last ones, and some in between."""
+    rows: list[list[RenderableType]] = [
+        [
+            str(row["step"]),
+            row["phase"],
+            "–" if row["tokens"] is None else str(row["tokens"]),
+            format_bytes(row["held_bytes"]),
+            format_bytes(row["used_bytes"]),
+            format_bytes(row["growing_bytes"]),
+            format_bytes(row["expanded_bytes"]),
+            format_seconds(row["wall_seconds"]),
+        ]
+        for row in pick_forwards(summary.growth).iter_rows(named=True)
+    ]
+    columns = [
+        Column("step", right=True),
+        Column("phase"),
+        Column("tokens", right=True),
+        Column("held", right=True),
+        Column("used", right=True, drop=2),
+        Column("growing", right=True, drop=4),
+        Column("expanded", right=True, drop=3),
+        Column("wall", right=True, drop=1),
+    ]
+    return FittedTable(columns, rows)
+
+
+def _render_layers(summary: CacheSummary) -> RenderableType:
+    """Return a row per group of layers that are alike."""
+    rows: list[list[RenderableType]] = []
+    for names, _count, first in group_caches(summary.layers):
+        predicted = first.predicted_bytes_per_token
+        rows.append(
+            [
+                Text(show_name(names)),
+                first.kind.value,
+                f"{first.kv_heads} × {first.head_dim}" if first.kv_heads else "–",
+                str(first.tokens) if first.tokens else "–",
+                format_bytes(first.held_bytes),
+                f"{first.bytes_per_token:g} B" if first.tokens else "–",
+                "–" if predicted is None or not first.tokens else f"{predicted} B",
+            ]
+        )
+    columns = [
+        Column("layer", is_name=True),
+        Column("kind"),
+        Column("heads", right=True, drop=2),
+        Column("tokens", right=True, drop=3),
+        Column("held, each", right=True),
+        Column("per token", right=True),
+        Column("predicted", right=True, drop=1),
+    ]
+    return FittedTable(columns, rows)
+
+
+def _render_fixed(summary: CacheSummary) -> RenderableType:
+    rows: list[list[RenderableType]] = [
+        [
+            Text(peaks.form),
+            show_bytes(peaks.prefill_bytes),
+            show_bytes(peaks.decode_bytes),
+            format_bytes(peaks.total_bytes),
+        ]
+        for peaks in summary.fixed
+    ]
+    columns = [
+        Column("cache", is_name=True),
+        Column("in prefill", right=True),
+        Column("in decode", right=True),
+        Column("of the run", right=True),
+    ]
+    return FittedTable(columns, rows)
+
+
+def show_bytes(size_bytes: int | None) -> str:
+    """Return bytes as text, and a dash where they are not known."""
+    return "–" if size_bytes is None else format_bytes(size_bytes)
+
+
+def _render_blocks(summary: CacheSummary) -> RenderableType | None:
+    """Return how full the pages were at the forward that used most of them."""
+    known = summary.frame.drop_nulls("block_tokens")
+    if known.is_empty():
+        return None
+    row = known.sort("used_blocks").row(-1, named=True)
+    layers = known.filter(pl.col("forward") == row["forward"])
+    slack = int(layers["last_block_slack_bytes"].sum())
+    used = int(layers["used_bytes"].sum())
+    rows: list[list[RenderableType]] = [
+        [
+            str(row["block_tokens"]),
+            str(row["allocated_blocks"]),
+            str(row["used_blocks"]),
+            str(row["shared_blocks"]),
+            str(row["free_blocks"]),
+            format_bytes(slack),
+            f"{slack / max(1, slack + used):.1%}",
+        ]
+    ]
+    titles = ("tokens a block", "allocated", "used", "shared", "free", "empty in used", "waste")
+    return FittedTable([Column(title, right=True) for title in titles], rows)
