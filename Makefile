@@ -33,6 +33,8 @@ install: $(DEV) ## make .venv, with attnprof and its tools in it
 
 # Tests build their models from configurations; one that reaches for the network is a mistake.
 test check gpu bench: export HF_HUB_OFFLINE := 1
+# The models are small: two threads each, in two processes, would wait for each other.
+test: export OMP_NUM_THREADS := 1
 
 test: check ## run the checks, then the tests
 	$(PY) -m pytest -n 2

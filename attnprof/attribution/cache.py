@@ -221,8 +221,9 @@ def _may_be_kept(facts: Facts, flow: Flow, row: int, made: int) -> bool:
     if dtype == "int32" and made >= 0 and facts.op_module[facts.row_op[made]] < 0:
         return False  # positions too: what holds K and V is packed where they are made
     role = flow.role_of(int(facts.storage[row]))
-    if role == Role.BUFFER:  # a cache that a module registered, if the model writes into it
-        return made >= 0 and bool(facts.mutates[facts.code[facts.row_op[made]]])
+    if role == Role.BUFFER:  # a cache that a module registered, if a forward writes into it
+        op = facts.row_op[made]
+        return made >= 0 and bool(facts.mutates[facts.code[op]] and facts.scope[op] >= 0)
     return role is None and flow.origin_of_row(row) is Origin.ACTIVATION
 
 

@@ -10,7 +10,7 @@ from attnprof.attribution.facts import Facts, Ints
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.gradients import find_gradient_storages
 from attnprof.attribution.operands import find_io_storages, find_mask_storages
-from attnprof.attribution.products import is_product
+from attnprof.attribution.products import factors, is_product
 from attnprof.vocabulary import Category, Role
 
 CATEGORIES = list(Category)
@@ -123,9 +123,10 @@ def _label_call(facts: Facts, flow: Flow, call: AttentionCall, labels: Labels) -
 def _label_backward(facts: Facts, calls: list[AttentionCall], labels: Labels) -> None:
     """Label gradients inside attention: of scores as scores, of softmax as softmax.
 
-    A node's ops make gradients of its forward op's operands. The gradient of a product's factor
-    that is as large as the scores belongs to softmax (it is dP, from PV); the others are dQ, dK
-    and dV. The softmax's own backward makes the gradient of its input: a score.
+    A node's ops make gradients of its forward op's operands. Of those of PV, dP is as large as the
+    scores and belongs to softmax; dV, which may be as large too, is the one made from P. The
+    gradients of QKᵀ are dQ and dK. The softmax's own backward makes the gradient of its input: a
+    score.
     """
     role: dict[int, tuple[AttentionCall, Category]] = {}
     for call in calls:
@@ -151,9 +152,22 @@ def _label_backward(facts: Facts, calls: list[AttentionCall], labels: Labels) ->
             if facts.born_by[storage] != op:
                 continue
             is_score = bool(call.score_ops) and facts.signature_of(row).numel >= least
-            if is_first or not is_score:
+            if is_first or not is_score or _is_gradient_of_values(facts, call, op):
                 category = Category.ATTENTION_IO
             labels.put(storage, category, call.layer)
+
+
+def _is_gradient_of_values(facts: Facts, call: AttentionCall, op: int) -> bool:
+    """Return whether a backward op multiplies what the second product multiplied by V."""
+    second = int(facts.forward_op[op])
+    if second not in call.seconds or not is_product(facts, op):
+        return False
+    read = {int(facts.storage[row]) for row in facts.rows_in(op)}
+    return any(
+        int(facts.storage[row]) in read
+        for row in factors(facts, second)
+        if int(facts.row_op[facts.producer_row[row]]) in call.softmax_ops
+    )
 
 
 def _label_sums(facts: Facts, calls: list[AttentionCall], labels: Labels) -> None:

@@ -236,6 +236,15 @@ def test_growing_holds_old_and_new_copies_and_heads_are_repeated_to_attend() -> 
         assert row["transient_bytes"] >= row["expanded_bytes"]
 
 
+def test_rotary_table_that_is_filled_inside_the_trace_is_no_cache() -> None:
+    with attnprof.trace() as tracer:
+        make_llama().generate(
+            torch.arange(PROMPT)[None], max_new_tokens=NEW, do_sample=False, pad_token_id=0
+        )
+    per_token = tracer.run.kv_cache()["bytes_per_token"]
+    assert per_token.unique().to_list() == [2 * KV_HEADS * HEAD_DIM * FLOAT]
+
+
 def test_prompt_lookup_crops_the_tokens_that_were_not_accepted() -> None:
     ids = torch.tensor([[5, 6, 7, 8, 9, 5, 6, 7]])
     run, truth, _output = generate(make_llama(), ids, prompt_lookup_num_tokens=3)
