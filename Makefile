@@ -64,6 +64,7 @@ bench: $(DEV) ## run the benchmarks that need no GPU
 	$(PY) benchmarks/paged_waste.py
 	$(PY) benchmarks/predict.py
 	$(PY) benchmarks/pytest_plugin.py
+	$(PY) benchmarks/import_snapshot.py
 
 clean: ## remove .venv and all that tools have left here
 	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist

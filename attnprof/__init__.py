@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attnprof import theory
+    from attnprof.capture.block_tables import note_blocks
     from attnprof.capture.dry_run import dry_run
     from attnprof.capture.sweep import sweep
     from attnprof.capture.tracer import Tracer, tag, trace
@@ -32,6 +33,7 @@ __all__ = [
     "Tracer",
     "dry_run",
     "load",
+    "note_blocks",
     "sweep",
     "tag",
     "theory",
@@ -47,6 +49,7 @@ _HOMES = {
     "Tracer": "attnprof.capture.tracer",
     "dry_run": "attnprof.capture.dry_run",
     "load": "attnprof.run",
+    "note_blocks": "attnprof.capture.block_tables",
     "sweep": "attnprof.capture.sweep",
     "tag": "attnprof.capture.tracer",
     "trace": "attnprof.capture.tracer",

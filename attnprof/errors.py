@@ -4,6 +4,7 @@
     ├── CaptureError         tracing could not start, or was used wrongly
     ├── DryRunError          a program cannot run without values, or without a real device
     ├── RunFormatError       a directory is not a run, or not one this version can read
+    ├── SnapshotError        a file is not a memory snapshot, or not one that can be trusted
     ├── AttributionError     the recorded facts contradict each other
     ├── BudgetExceeded       a memory budget or growth law was broken
     └── CommandError         a command line could not be carried out
@@ -27,6 +28,10 @@ class DryRunError(AttnprofError):
 
 class RunFormatError(AttnprofError):
     """A directory is not an attnprof run, or not one that this version can read."""
+
+
+class SnapshotError(AttnprofError):
+    """A file is no memory snapshot of PyTorch, is damaged, or would do more than hold data."""
 
 
 class AttributionError(AttnprofError):

@@ -7,8 +7,15 @@ from typing import Any
 import polars as pl
 
 from attnprof.analysis.allocator import AllocatorSettings, Simulation, simulate_allocator
+from attnprof.analysis.imported import ImportedAttribution, attribute_snapshot
 from attnprof.analysis.kv_cache import describe_kv_cache
 from attnprof.analysis.layers import describe_layers
+from attnprof.analysis.memory_state import (
+    FailedRequest,
+    MemoryState,
+    find_failed_request,
+    find_state_at_peak,
+)
 from attnprof.analysis.peak import Peak, find_peak
 from attnprof.analysis.steps import describe_steps
 from attnprof.analysis.timeline import sample_timeline
@@ -57,7 +64,7 @@ class Run:
     @cached_property
     def attribution(self) -> Attribution:
         """The run's facts and what they mean; `allocations` and the rest are views of it."""
-        return attribute(self._stored)
+        return attribute_snapshot(self._stored) if self.is_imported else attribute(self._stored)
 
     @cached_property
     def allocations(self) -> pl.DataFrame:
@@ -74,6 +81,11 @@ class Run:
     def is_dry(self) -> bool:
         """Whether the program ran on fake tensors; see `attnprof.dry_run`."""
         return "dry_run" in self.info
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether the run was made of a memory snapshot: it has stacks, and no ops or layers."""
+        return "snapshot" in self.info
 
     @property
     def has_lost_commits(self) -> bool:
@@ -174,8 +186,13 @@ class Run:
 
         Raises:
             ValueError: A scenario does not apply to the run, or is unknown; a number is out of
-                range; or the run has no such device.
+                range; the run has no such device; or it is imported.
         """
+        if self.is_imported:
+            raise ValueError(
+                "a run made of a memory snapshot has no ops, so that no change can be replayed; "
+                "record the program with attnprof.trace() or 'attnprof run'"
+            )
         options = Options(kv_heads=kv_heads, latent_dim=latent_dim, batch=batch, seq_len=seq_len)
         return ask(self.attribution, scenarios, options, device=device)
 
@@ -188,7 +205,32 @@ class Run:
         Raises:
             ValueError: The run has no such device.
         """
+        if self.is_imported:  # what would change needs ops and their operands
+            return []
         return find_advice(self.attribution, device=device)
+
+    def out_of_memory(self) -> FailedRequest | None:
+        """Return the last request that the device had no room for, and who held the rest.
+
+        Only imported runs can tell; None for others, and where no request failed.
+        """
+        attribution = self.attribution
+        if not isinstance(attribution, ImportedAttribution):
+            return None
+        return find_failed_request(attribution)
+
+    def memory_state(self, peak: Peak) -> MemoryState | None:
+        """Return what the allocator had reserved at a peak, and in how many pieces it was free.
+
+        Only imported runs can tell; None for others.
+
+        Args:
+            peak: One of this run's.
+        """
+        attribution = self.attribution
+        if not isinstance(attribution, ImportedAttribution):
+            return None
+        return find_state_at_peak(attribution, peak)
 
     def timeline(self, max_points: int = 2000, *, device: str | None = None) -> pl.DataFrame:
         """Return live bytes by category over time, at most ``max_points`` rows, extremes kept.

@@ -12,6 +12,8 @@ from typer.main import get_command
 from attnprof.cli.console import fail
 from attnprof.cli.demo import demo
 from attnprof.cli.doctor import doctor
+from attnprof.cli.export import export
+from attnprof.cli.import_ import import_
 from attnprof.cli.kv import kv
 from attnprof.cli.predict import predict
 from attnprof.cli.report import report
@@ -62,7 +64,8 @@ def _start(
 app.command(
     cls=RunCommand, context_settings={"allow_interspersed_args": False}, help=_unwrap(run.__doc__)
 )(run)
-for verb in (report, kv, what_if, sweep, predict, theory, demo, doctor):
+app.command("import", help=_unwrap(import_.__doc__))(import_)
+for verb in (report, export, kv, what_if, sweep, predict, theory, demo, doctor):
     app.command(help=_unwrap(verb.__doc__))(verb)
 
 

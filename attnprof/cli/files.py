@@ -7,17 +7,18 @@ from pathlib import Path
 from attnprof.errors import CommandError
 
 
-def replace_file(path: Path, text: str, *, keep_out_of: Path) -> None:
-    """Write ``text`` to ``path``, replacing a file that is there in one move.
+def replace_file(path: Path, content: str | bytes, *, keep_out_of: Path) -> None:
+    """Write ``content`` to ``path``, replacing a file that is there in one move.
 
     Args:
         path: A file, new or not; a link is followed. A pipe or a device is written to.
-        text: The content.
+        content: Bytes, or text that is written as UTF-8.
         keep_out_of: A run; its own files are not replaced.
 
     Raises:
         CommandError: The path is a directory, one of the run's files, or cannot be written.
     """
+    data = content.encode() if isinstance(content, str) else content
     target = path.resolve()
     if target.is_dir():
         raise CommandError(
@@ -27,9 +28,9 @@ def replace_file(path: Path, text: str, *, keep_out_of: Path) -> None:
         raise CommandError(f"cannot write {path}: it is a part of the run; give another file")
     try:
         if target.exists() and not target.is_file():
-            target.write_text(text, encoding="utf-8")
+            target.write_bytes(data)
         else:
-            _replace(target, text)
+            _replace(target, data)
     except OSError as error:
         raise CommandError(
             f"cannot write {path}: {error.strerror or error}; give a file in a directory that "
@@ -41,11 +42,11 @@ def _is_page(path: Path) -> bool:
     return path.suffix.lower() in (".html", ".htm")
 
 
-def _replace(target: Path, text: str) -> None:
+def _replace(target: Path, data: bytes) -> None:
     number, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
-        with open(number, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(number, "wb") as file:
+            file.write(data)
         mask = os.umask(0)
         os.umask(mask)
         # mkstemp's files are private; a report is as readable as what is there, or as any new file.

@@ -168,11 +168,12 @@ def summarise_run(tracer: "Tracer", here: str) -> None:
         reason = str(error) or type(error).__name__
         say(f"the run is in {path}, but was not summarised: {reason}")
         return
-    say(_describe_peak(peak))
+    say(describe_peak(peak))
     say(f"{status}; recorded in {path}; see more with: attnprof report {path}")
 
 
-def _describe_peak(peak: Any) -> str:
+def describe_peak(peak: Any) -> str:
+    """Return in one line how high a peak was, where, and who held most of it."""
     from attnprof.units import format_bytes
 
     if not peak.total_bytes:

@@ -7,6 +7,8 @@ from typing import Any
 from attnprof.analysis.what_if.advice import Advice
 from attnprof.palette import colour_of, stack_order
 from attnprof.report.advice_text import MOST_ADVICE, show_place, show_size
+from attnprof.report.html_allocator import make_allocator
+from attnprof.report.html_cache import make_cache
 from attnprof.report.html_parts import (
     Cell,
     fill_page,
@@ -25,12 +27,11 @@ from attnprof.report.text import (
     OUTSIDE,
     describe_run,
     find_environment,
-    format_seconds,
     format_shape,
     pick_steps,
 )
 from attnprof.report.verdict import format_share
-from attnprof.report.words import explain
+from attnprof.report.words import explain, format_seconds
 from attnprof.units import format_bytes
 from attnprof.vocabulary import Status
 
@@ -47,8 +48,10 @@ def render_html(summary: Summary) -> str:
         _section_categories(summary),
         make_timeline(summary, drawing),
         _section_holders(summary),
+        make_allocator(summary.allocator),
         _section_advice(summary.advice),
-        _section_layers(summary.layers),
+        "" if summary.run.is_imported else _section_layers(summary.layers),
+        make_cache(summary.cache),
         _section_steps(summary),
         make_notes(summary.notes),
     ]
@@ -66,7 +69,7 @@ def render_html(summary: Summary) -> str:
             "1 KiB is 1024 bytes. This page needs no network."
         ),
         data=describe_drawing(summary, drawing),
-        styles=["page.css"],
+        styles=["page.css", "cache.css"],
         script="page.js",
     )
 
@@ -285,7 +288,7 @@ def _step_row(step: dict[str, Any] | None, peak_step: int) -> str:
         ("num", format_bytes(step["peak_bytes"])),
         ("word", escape(step["peak_phase"] or "–")),
         ("num", format_seconds(step["wall_seconds"])),
-        ("num middle", f"{step['ops']:,}"),
+        ("num middle", f"{step['ops']:,}" if step["ops"] else "–"),
     ]
     return make_row(cells, "peak" if step["step"] == peak_step else "")
 

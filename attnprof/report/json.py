@@ -4,6 +4,8 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from attnprof.report.allocator_summary import describe_allocator
+from attnprof.report.kv_json import describe_cache
 from attnprof.report.summary import Summary
 
 FORMAT_VERSION = 1
@@ -27,6 +29,7 @@ def describe_summary(summary: Summary) -> dict[str, Any]:
             "path": str(run.path),
             "status": str(run.status),
             **{key: run.info.get(key) for key in ("created", "ended", "error", "environment")},
+            "snapshot": run.info.get("snapshot"),
         },
         "verdict": summary.verdict,
         "peak": {
@@ -44,6 +47,8 @@ def describe_summary(summary: Summary) -> dict[str, Any]:
         "holders": [asdict(holder) for holder in summary.holders],
         "advice": [asdict(advice) for advice in summary.advice],
         "layers": run.layers().to_dicts(),
+        "kv_cache": describe_cache(summary.cache),
+        **describe_allocator(summary.allocator),
         "steps": summary.steps.to_dicts(),
         "notes": [asdict(note) for note in summary.notes],
     }

@@ -34,6 +34,8 @@ def collect_notes(run: Run, peak: Peak) -> list[Note]:
                 is_warning=True,
             )
         )
+    if run.is_imported:
+        notes.append(_note_imported(run))
     if peak.device == "cpu" and peak.total_bytes:
         notes.append(
             Note(
@@ -43,6 +45,17 @@ def collect_notes(run: Run, peak: Peak) -> list[Note]:
             )
         )
     return notes + _note_unseen(run, peak) + _note_other_devices(run, peak)
+
+
+def _note_imported(run: Run) -> Note:
+    about = run.info["snapshot"]
+    text = (
+        f"made of the snapshot {about.get('file')}: the allocator's events, without ops and "
+        "modules; where a layer would be named stands the line of code that asked"
+    )
+    if not about.get("has_stacks"):
+        text += "; it has no call stacks, so that hardly anything is explained"
+    return Note("imported", text)
 
 
 def _note_unseen(run: Run, peak: Peak) -> list[Note]:

@@ -8,6 +8,8 @@ import polars as pl
 from attnprof.analysis.peak import Peak
 from attnprof.analysis.steps import describe_steps
 from attnprof.analysis.what_if.advice import Advice
+from attnprof.report.allocator_summary import AllocatorSummary, summarise_allocator
+from attnprof.report.cache_summary import CacheSummary, summarise_cache
 from attnprof.report.fold import fold_names
 from attnprof.report.notes import Note, collect_notes
 from attnprof.report.verdict import measure_quadratic, write_verdict
@@ -61,6 +63,10 @@ class Summary:
     """What would lower the peak of the whole run, the largest saving first."""
     notes: list[Note]
     verdict: str
+    cache: CacheSummary | None = None
+    """What inference keeps; None where nothing is kept."""
+    allocator: AllocatorSummary | None = None
+    """What the allocator had reserved, and what failed; None where its history is not known."""
 
 
 def summarise(run: Run, *, step: int | None = None, device: str | None = None) -> Summary:
@@ -88,7 +94,9 @@ def summarise(run: Run, *, step: int | None = None, device: str | None = None) -
         steps=describe_steps(run.attribution, device=peak.device) if has_blocks else pl.DataFrame(),
         advice=run.advice(device=peak.device) if has_blocks else [],
         notes=collect_notes(run, peak),
-        verdict=write_verdict(peak, layers, step=step),
+        verdict=write_verdict(peak, layers, step=step, has_ops=not run.is_imported),
+        cache=summarise_cache(run, device=peak.device) if has_blocks else None,
+        allocator=summarise_allocator(run, peak),
     )
 
 

@@ -11,10 +11,13 @@ from rich.text import Text
 
 from attnprof.palette import colour_of
 from attnprof.report.advice_text import render_advice
+from attnprof.report.allocator_text import render_failure, render_state
+from attnprof.report.cache_text import render_cache
 from attnprof.report.notes import Note
 from attnprof.report.summary import Holder, LayerGroup, Summary
 from attnprof.report.tables import Bar, Column, FittedTable, show_name
 from attnprof.report.verdict import format_share
+from attnprof.report.words import format_seconds
 from attnprof.units import format_bytes
 
 OUTSIDE = "(no module)"
@@ -34,8 +37,11 @@ def render_text(summary: Summary) -> RenderableType:
     for title, body in (
         ("Peak by category", render_categories(summary.categories)),
         ("Who holds the peak", render_holders(summary.holders)),
+        ("Out of memory", render_failure(summary.allocator)),
+        ("Reserved memory", render_state(summary.allocator)),
         ("What would lower it", render_advice(summary.advice)),
-        ("Attention layers", _render_layers(summary.layers)),
+        ("Attention layers", None if summary.run.is_imported else _render_layers(summary.layers)),
+        ("KV cache", None if summary.cache is None else render_cache(summary.cache)),
         ("Steps", _render_steps(summary)),
         ("How far to trust this", render_notes(summary.notes)),
     ):
@@ -238,7 +244,7 @@ def _render_steps(summary: Summary) -> RenderableType | None:
                 row["peak_phase"] or "–",
                 *([_or_dash(reserved and format_bytes(reserved))] if has_reserved else []),
                 format_seconds(row["wall_seconds"]),
-                f"{row['ops']:,}",
+                f"{row['ops']:,}" if row["ops"] else "–",
                 Text(mark, style="bold red"),
             ]
         )
@@ -265,13 +271,6 @@ def pick_steps(steps: pl.DataFrame, peak_step: int) -> list[dict[str, Any] | Non
 
 def _or_dash(value: object) -> str:
     return "–" if value is None else str(value)
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a duration: ``"12.3 s"``, ``"840 ms"``, ``"0.2 ms"``."""
-    if seconds >= 1:
-        return f"{seconds:.1f} s" if seconds < 100 else f"{seconds:.0f} s"
-    return f"{1000 * seconds:.0f} ms" if seconds >= 0.01 else f"{1000 * seconds:.1f} ms"
 
 
 def render_notes(notes: Iterable[Note]) -> RenderableType:

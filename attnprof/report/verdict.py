@@ -34,13 +34,16 @@ def measure_quadratic(peak: Peak, layers: pl.DataFrame) -> dict[str, int]:
     return dict(held.iter_rows())
 
 
-def write_verdict(peak: Peak, layers: pl.DataFrame, *, step: int | None = None) -> str:
+def write_verdict(
+    peak: Peak, layers: pl.DataFrame, *, step: int | None = None, has_ops: bool = True
+) -> str:
     """Return the sentence.
 
     Args:
         peak: The peak to speak of.
         layers: `Run.layers` of its run.
         step: The step that was asked for, if one was.
+        has_ops: Whether attention would have been found; an imported run has no ops to find it by.
     """
     if not peak.total_bytes:
         return (
@@ -52,10 +55,10 @@ def write_verdict(peak: Peak, layers: pl.DataFrame, *, step: int | None = None) 
     if peak.layer:
         where += f", at {peak.layer}"
     size = format_bytes(peak.total_bytes)
-    return f"{what} was {size} on {peak.device}{where}; {_judge(peak, layers)}."
+    return f"{what} was {size} on {peak.device}{where}; {_judge(peak, layers, has_ops)}."
 
 
-def _judge(peak: Peak, layers: pl.DataFrame) -> str:
+def _judge(peak: Peak, layers: pl.DataFrame, has_ops: bool) -> str:
     quadratic = measure_quadratic(peak, layers)
     total = sum(quadratic.values())
     if total:
@@ -64,8 +67,11 @@ def _judge(peak: Peak, layers: pl.DataFrame) -> str:
         return f"{share} of it was attention that grows with n²: {parts}"
     name, size = next(iter(peak.by_category().items()))
     share = format_share(size, peak.total_bytes)
+    most = f"most of it was {name}, {format_bytes(size)} ({share})"
+    if not has_ops:
+        return most
     nothing = "nothing in it grows with n²" if len(layers) else "no attention was found"
-    return f"{nothing}; most of it was {name}, {format_bytes(size)} ({share})"
+    return f"{nothing}; {most}"
 
 
 def format_share(part: int, whole: int) -> str:

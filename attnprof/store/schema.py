@@ -41,6 +41,12 @@ OPTIMIZER_END = 2
 BACKWARD_BEGIN = 3
 BACKWARD_END = 4
 
+# Values of `allocator_events.action` besides those of the allocator itself.
+SEED = "seed"
+"""A block that was taken before the history began."""
+SEGMENT_SEED = "segment_seed"
+"""A segment that was reserved before the history began."""
+
 NO_NODE = -1
 """`ops.node` outside backward. An accumulation into a parameter's gradient is ``-2 - storage``."""
 
@@ -127,11 +133,29 @@ ALLOCATOR_EVENTS = pa.schema(
     [
         ("device", pa.int16()),
         ("action", pa.string()),
-        ("address", pa.int64()),
-        ("size_bytes", pa.int64()),
+        ("address", pa.int64()),  # of "oom": how much the device had free
+        ("size_bytes", pa.int64()),  # what was asked for, or the block that was taken for it
         ("stream", pa.int64()),
         ("time_ns", pa.int64()),
         ("op", pa.int64()),  # from the allocation's metadata, or -1
+    ]
+)
+
+ALLOCATOR_CONTEXTS = pa.schema(  # a row per row of `allocator_events`, in a run that has any
+    [
+        ("stack", pa.int32()),  # row of `stacks`, or -1
+        ("category", pa.string()),  # what the recorder of the event called it, or null
+        ("metadata", pa.string()),  # what the program tagged it with, or null
+    ]
+)
+STACKS = pa.schema([("frames", pa.list_(pa.int64()))])  # rows of `frames`, innermost first
+FRAMES = pa.schema([("filename", pa.string()), ("line", pa.int32()), ("name", pa.string())])
+ANNOTATIONS = pa.schema(  # what a program said it was doing
+    [
+        ("device", pa.int16()),
+        ("name", pa.string()),
+        ("begins", pa.bool_()),
+        ("time_ns", pa.int64()),
     ]
 )
 
@@ -163,5 +187,9 @@ TABLES: dict[str, pa.Schema] = {
     "marks": MARKS,
     "samples": SAMPLES,
     "allocator_events": ALLOCATOR_EVENTS,
+    "allocator_contexts": ALLOCATOR_CONTEXTS,
+    "stacks": STACKS,
+    "frames": FRAMES,
+    "annotations": ANNOTATIONS,
     "block_tables": BLOCK_TABLES,
 }

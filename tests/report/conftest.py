@@ -80,7 +80,9 @@ def summary() -> Summary:
         "created": "2026-01-02T03:04:05+00:00",
         "environment": {"torch": "2.13.0", "python": "3.11.7", "gpus": ["NVIDIA H200"]},
     }
-    run: Any = SimpleNamespace(path=Path("runs/gpt2"), status=Status.FAILED, info=info)
+    run: Any = SimpleNamespace(
+        path=Path("runs/gpt2"), status=Status.FAILED, info=info, is_imported=False
+    )
     return Summary(
         run=run,
         peak=peak,

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from attnprof.report.summary import Summary, summarise
 from attnprof.report.tables import show_name
-from attnprof.report.text import format_seconds, pick_steps, render_text
+from attnprof.report.text import pick_steps, render_text
+from attnprof.report.words import format_seconds
 from attnprof.run import Run
 
 GOLDEN = Path(__file__).parent / "golden"

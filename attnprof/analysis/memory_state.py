@@ -1,0 +1,177 @@
+"""What the allocator held at an instant, and why a request failed, from its own history."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from attnprof.analysis.allocator.history import OOM, SEGMENT_GIVEN, SEGMENT_TAKEN, Events
+from attnprof.analysis.allocator.segments import cut, list_gaps, merge
+from attnprof.analysis.allocator.settings import AllocatorSettings
+from attnprof.analysis.allocator.simulation import simulate_allocator
+from attnprof.analysis.imported import DeviceHistory, ImportedAttribution
+from attnprof.analysis.peak import Peak
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryState:
+    """What the allocator of a device held after an event."""
+
+    allocated_bytes: int
+    """Blocks that the program holds."""
+    awaiting_bytes: int
+    """Blocks that the program let go of and that other streams still use."""
+    reserved_bytes: int
+    """All segments; 0 where the history tells nothing of segments."""
+    free_blocks: int
+    """Pieces that the reserved memory without blocks is in."""
+    largest_free_block_bytes: int
+    """The largest of them."""
+
+    @property
+    def free_bytes(self) -> int:
+        """Reserved memory that no block covers: the cache, in pieces."""
+        return max(self.reserved_bytes - self.allocated_bytes - self.awaiting_bytes, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedRequest:
+    """A request that the device had no room for."""
+
+    device: str
+    time_ns: int
+    requested_bytes: int
+    device_free_bytes: int
+    """What the device had free, outside of the allocator."""
+    place: str
+    """The line of the program that asked; empty where the snapshot has no stack for it."""
+    state: MemoryState
+    held: Peak
+    """What was live then, in the form of a peak."""
+    fits_with_expandable_segments: bool | None
+    """Whether the same requests would have fitted with ``expandable_segments:True``, from a replay;
+    None where they were on, or where the history says too little for one."""
+
+    @property
+    def is_fragmented(self) -> bool:
+        """Whether the free memory would have been enough in one piece."""
+        return self.requested_bytes <= self.state.free_bytes + self.device_free_bytes
+
+
+def describe_state(history: DeviceHistory, at: int) -> MemoryState:
+    """Return what was held once the event ``at`` had happened."""
+    events, lives = history.events, history.lives
+    taken = lives.begin <= at
+    held = np.flatnonzero(taken & ((lives.reusable < 0) | (lives.reusable > at)))
+    is_allocated = (lives.end[held] < 0) | (lives.end[held] > at)
+    sizes = lives.size_bytes[held]
+    starts = events.address[lives.begin[held]]
+    order = np.argsort(starts, kind="stable")
+    blocks = list(zip(starts[order].tolist(), (starts + sizes)[order].tolist(), strict=True))
+    spans = list(_list_segments(events, at).items())
+    # Pages that lie beside each other serve one block; segments of cudaMalloc do not.
+    spans = merge(spans) if history.settings.expandable_segments else sorted(spans)
+    gaps = list_gaps(spans, blocks)
+    return MemoryState(
+        allocated_bytes=int(sizes[is_allocated].sum()),
+        awaiting_bytes=int(sizes[~is_allocated].sum()),
+        reserved_bytes=sum(end - begin for begin, end in spans),
+        free_blocks=len(gaps),
+        largest_free_block_bytes=max(gaps, default=0),
+    )
+
+
+def _list_segments(events: Events, at: int) -> dict[int, int]:
+    kind = events.kind[: at + 1]
+    spans: dict[int, int] = {}
+    for row in np.flatnonzero((kind == SEGMENT_TAKEN) | (kind == SEGMENT_GIVEN)).tolist():
+        begin = int(events.address[row])
+        end = begin + int(events.size_bytes[row])
+        if kind[row] == SEGMENT_TAKEN:
+            spans[begin] = end
+        else:
+            cut(spans, begin, end)
+    return spans
+
+
+def find_state_at_peak(attribution: ImportedAttribution, peak: Peak) -> MemoryState | None:
+    """Return what the allocator held at a peak; None for a device without a history."""
+    history = next((h for h in attribution.histories if h.device == peak.device), None)
+    if history is None or peak.allocations.is_empty():
+        return None
+    # Blocks are numbered in the order in which they were taken, and the newest makes the peak.
+    newest = int(peak.allocations["allocation_id"].to_numpy().max())
+    return describe_state(history, int(attribution.allocations["start"][newest]))
+
+
+def find_failed_request(attribution: ImportedAttribution) -> FailedRequest | None:
+    """Return the last request that failed, of the device where that was last; None if none did."""
+    found = [
+        (int(history.time_ns[rows[-1]]), history, int(rows[-1]))
+        for history in attribution.histories
+        if len(rows := np.flatnonzero(history.events.kind == OOM))
+    ]
+    if not found:
+        return None
+    _, history, at = max(found, key=lambda each: each[0])
+    return _describe_failure(attribution, history, at)
+
+
+def _describe_failure(
+    attribution: ImportedAttribution, history: DeviceHistory, at: int
+) -> FailedRequest:
+    requested = int(history.events.size_bytes[at])
+    free = int(history.events.address[at])
+    state = describe_state(history, at)
+    stack = int(history.stack[at])
+    own = attribution.allocations.filter(pl.col("device").cast(pl.String) == history.device)
+    live = own.filter((pl.col("start") <= at) & (pl.col("end") > at))
+    newest = own.filter(pl.col("start") <= at).tail(1)
+    held = Peak(
+        device=history.device,
+        total_bytes=state.allocated_bytes,
+        step=int(newest["step"][0]) if len(newest) else 0,
+        phase=str(newest["phase"][0]) if len(newest) else "outside",
+        layer=attribution.meanings[stack].place if stack >= 0 else "",
+        op=attribution.meanings[stack].op if stack >= 0 else None,
+        time_ns=int(history.time_ns[at]),
+        allocations=live.drop("start", "end").sort(
+            "size_bytes", "allocation_id", descending=[True, False]
+        ),
+    )
+    return FailedRequest(
+        device=history.device,
+        time_ns=held.time_ns,
+        requested_bytes=requested,
+        device_free_bytes=free,
+        place=held.layer,
+        state=state,
+        held=held,
+        fits_with_expandable_segments=_try_expandable(history, own, at, state, free),
+    )
+
+
+def _try_expandable(
+    history: DeviceHistory, own: pl.DataFrame, at: int, state: MemoryState, device_free_bytes: int
+) -> bool | None:
+    """Replay what was asked for with expandable segments, in the memory that there was."""
+    if history.settings.expandable_segments or not state.reserved_bytes:
+        return None
+    requested = int(history.events.size_bytes[at])
+    failed = pl.DataFrame(
+        {
+            "device": [history.device],
+            "start": [at],
+            "end": [len(history.events.kind) + 1],
+            "requested_bytes": [requested],
+            "size_bytes": [requested],
+        }
+    )
+    before = own.filter(pl.col("start") < at).with_columns(pl.col("device").cast(pl.String))
+    simulated = simulate_allocator(
+        pl.concat([before.select(failed.columns), failed]),
+        device=history.device,
+        settings=AllocatorSettings(expandable_segments=True),
+        capacity_bytes=state.reserved_bytes + device_free_bytes,
+    )
+    return simulated.out_of_memory is None
