@@ -10,7 +10,10 @@ from cli_calls import ROOT, call, make_environment
 
 from attnprof.cli import main
 
-VERBS = ("run", "report", "sweep", "predict", "demo", "doctor")
+VERBS = (
+    "run", "report", "import", "export", "kv", "what-if", "sweep", "predict", "theory", "demo",
+    "dashboard", "doctor",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", [[], *([verb] for verb in VERBS)])
