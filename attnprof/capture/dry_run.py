@@ -21,13 +21,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attnprof.capture.cuda_dialect import CudaDialect
+from attnprof.capture.fake_disguise import formatting_fake_tensors, hiding_fakeness
 from attnprof.capture.fake_failures import saying_what_fails
 from attnprof.capture.fake_parameters import (
     converting_fake_parameters,
     copying_fake_parameters,
     updating_fake_parameters,
 )
-from attnprof.capture.fake_values import FakeValues, hiding_fakeness
+from attnprof.capture.fake_values import FakeValues
 from attnprof.capture.tracer import Tracer
 from attnprof.capture.workload import MakeStep, check_workload, describe_workload, run_steps
 from attnprof.theory.devices import Device, find_device
@@ -90,6 +91,7 @@ def dry_run(
             copying_fake_parameters(),
             updating_fake_parameters(as_on_cuda=on_cuda),
             hiding_fakeness(values),
+            formatting_fake_tensors(),
             FakeTensorMode(allow_non_fake_inputs=True),
             values,
         ):

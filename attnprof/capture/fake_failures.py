@@ -1,17 +1,19 @@
 """Say in one line why a program cannot run on fake tensors, and where."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     UnsupportedFakeTensorException,
     UnsupportedOperatorException,
 )
 
-from attnprof.capture.lines import find_origin
+from attnprof.capture.lines import find_line, find_origin
 from attnprof.errors import DryRunError
 
 _MEASURE = "or measure this model for real"
@@ -48,6 +50,10 @@ _BY_TEXT: dict[str, tuple[str, str]] = {
         "a kernel outside of torch's operators reads memory directly",
         f"wrap it with torch.library.custom_op and register_fake, {_MEASURE}",
     ),
+    "Couldn't swap": (
+        "a module is moved from the meta device, or to it",
+        "build it on the device that make_step is given: in a dry run that takes no memory either",
+    ),
     "FakeTensor": ("an operation does not work on fake tensors", "measure this model for real"),
 }
 
@@ -75,6 +81,17 @@ def saying_what_fails() -> Iterator[None]:
         ) from error
     finally:
         log.disabled = was_disabled
+
+
+def refuse_real_parameters(tensors: Iterable[Any]) -> None:
+    """Raise if the program computes with a model that exists: its gradients would become fake."""
+    for tensor in tensors:
+        if not isinstance(tensor, FakeTensor) and tensor.requires_grad and tensor.is_leaf:
+            raise DryRunError(
+                f"a parameter of shape {tuple(tensor.shape)} that was made before the dry run is "
+                f"used at {find_line()}; build the model inside make_step, so that the dry run "
+                "can build one without memory and yours stays as it is"
+            )
 
 
 def _find_reason(error: Exception) -> tuple[str, str] | None:

@@ -10,8 +10,8 @@ import math
 import os
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_map_only
 
 from attnprof.capture.dynamo import SKIPPING, leave_alone
+from attnprof.capture.fake_failures import refuse_real_parameters
 from attnprof.capture.fake_views import VIEWS, make_view
 from attnprof.capture.lines import find_line, is_under
 from attnprof.errors import DryRunError
@@ -29,6 +30,8 @@ SMALL = 1024
 ROWS = 8
 """So are tensors of up to so many vectors, such as positions or lengths of a batch; what has n²
 elements never is."""
+MOST = 2**24
+"""No tensor of more elements is: a vector may be long for being n² of something flattened."""
 
 _SAMPLING = os.path.join(os.path.dirname(torch.__file__), "nn", "init.py")
 
@@ -47,8 +50,9 @@ _NUMBER_AT = {
     "aten::new_full": 2,
 }  # fmt: skip
 """Ops that put one number everywhere -> the position of the number among their arguments."""
-_DRAWS = frozenset({"aten::randint", "aten::randperm"})
-"""Ops that draw whole numbers: token ids, mostly. One draw is as good as another."""
+_DRAWS = frozenset({"aten::randint", "aten::randperm", "aten::random_"})
+"""Ops that draw whole numbers: token ids, mostly. One draw is as good as another, but for a program
+that reads it."""
 _MOVES = frozenset(
     f"aten::{name}"
     for name in (
@@ -68,6 +72,8 @@ class _Value:
     """Its values; or, if it consists of one number, a tensor with all dimensions 1."""
     version: int
     """Of the fake tensor when this was so: writing into it or a view of it counts on."""
+    is_drawn: bool = False
+    """Whether chance decided on it: a real run has other values."""
 
 
 class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotated
@@ -110,7 +116,7 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
         if func is aten._local_scalar_dense.default:
             return self._read(args[0])
         tensors = list(_list_tensors((*args, *kwargs.values())))
-        _refuse_real_parameters(tensors)
+        refuse_real_parameters(tensors)
         if func is aten._grouped_mm.default:
             return _make_grouped_product(*args, **kwargs)
         is_known = self._knows_operands(func, tensors)
@@ -123,16 +129,24 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
         except DynamicOutputShapeException:
             if not is_known or not all(_is_cheap(tensor) for tensor in tensors):
                 raise
-            return self._make_fake(self._compute(func, args, kwargs))
+            result = self._make_fake(self._compute(func, args, kwargs))
+            if self._depends_on_chance(func, tensors):
+                self._assume_drawn("decided on a shape")
+                self._mark_drawn((result,))
+            return result
         if isinstance(result, FakeTensor | tuple | list):
             self._follow(func, args, kwargs, tensors if is_known else None, result)
         elif result is None and is_known and all(_is_cheap(tensor) for tensor in tensors):
             self._follow_writes(func, args, kwargs)
+        if is_known and self._depends_on_chance(func, tensors):
+            self._mark_drawn((result if result is not None else tensors,))
         return result
 
     def _read(self, tensor: torch.Tensor) -> Any:
         data = self._find(tensor)
         if data is not None:
+            if self._is_drawn(tensor):
+                self._assume_drawn("were read")
             with _disable_current_modes():
                 return data.item()
         if tensor.dtype.is_floating_point:
@@ -159,6 +173,24 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
         if entry is not None and entry[1].version == _version_of(tensor):
             return entry[1].data
         return None
+
+    def _is_drawn(self, tensor: torch.Tensor) -> bool:
+        entry = self._known.get(id(tensor))
+        return entry is not None and entry[1].is_drawn
+
+    def _depends_on_chance(self, func: Any, tensors: list[torch.Tensor]) -> bool:
+        schema = getattr(func, "_schema", None)
+        return (schema is not None and schema.name in _DRAWS) or any(map(self._is_drawn, tensors))
+
+    def _mark_drawn(self, results: Iterable[Any]) -> None:
+        for tensor in _list_tensors(results):
+            if (entry := self._known.get(id(tensor))) is not None:
+                self._known[id(tensor)] = entry[0], replace(entry[1], is_drawn=True)
+
+    def _assume_drawn(self, what: str) -> None:
+        self._assumed[
+            f"whole numbers drawn at random {what} at {find_line()}; another run draws others"
+        ] = None
 
     def _knows_operands(self, func: Any, tensors: list[torch.Tensor]) -> bool:
         """Return whether the result of ``func`` depends on known values only."""
@@ -311,7 +343,7 @@ def _shorten(data: torch.Tensor) -> torch.Tensor:
 
 def _is_cheap(tensor: torch.Tensor) -> bool:
     longest = max(tensor.shape, default=1)
-    return tensor.numel() <= max(SMALL, ROWS * longest)
+    return tensor.numel() <= max(SMALL, min(ROWS * longest, MOST))
 
 
 def _version_of(tensor: torch.Tensor) -> int:
@@ -356,38 +388,3 @@ def _make_grouped_product(
     make: Any = _meta_registrations._create_grouped_mm_output_tensor
     result: torch.Tensor = make(a, b, offs, out_dtype or a.dtype)
     return result
-
-
-def _refuse_real_parameters(tensors: list[Any]) -> None:
-    """Raise if the program computes with a model that exists: its gradients would become fake."""
-    for tensor in tensors:
-        if not isinstance(tensor, FakeTensor) and tensor.requires_grad and tensor.is_leaf:
-            raise DryRunError(
-                f"a parameter of shape {tuple(tensor.shape)} that was made before the dry run is "
-                f"used at {find_line()}; build the model inside make_step, so that the dry run "
-                "can build one without memory and yours stays as it is"
-            )
-
-
-@contextmanager
-def hiding_fakeness(values: FakeValues) -> Iterator[None]:
-    """Let tensors whose values are known pass for real ones with programs that ask.
-
-    Libraries ask ``isinstance(x, torch._subclasses.FakeTensor)`` and then spare a program the
-    reading of values, by making masks, say, that a real run finds superfluous. Torch itself looks
-    the class up where it is defined.
-    """
-
-    class Asked(type):
-        def __instancecheck__(cls, tensor: Any) -> bool:
-            return isinstance(tensor, FakeTensor) and not values.is_known(tensor)
-
-    class Unknown(metaclass=Asked):
-        pass
-
-    package: Any = torch._subclasses
-    package.FakeTensor = Unknown
-    try:
-        yield
-    finally:
-        package.FakeTensor = FakeTensor

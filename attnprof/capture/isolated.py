@@ -3,8 +3,10 @@
 import inspect
 import json
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
@@ -81,6 +83,7 @@ def _record(
 ) -> None:
     """Record the workload, in the child, and say how it ended."""
     _volunteer_for_the_kernel()
+    _end_with_parent()
     status, reason = Status.COMPLETED, ""
     try:
         record_workload(make_step, seq_len, device=device, directory=directory, steps=steps)
@@ -101,6 +104,18 @@ def _volunteer_for_the_kernel() -> None:
     """Ask Linux, when memory runs out, to end this process and not its parent."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that sweeps has, however it did: nobody else ends it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a child
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="attnprof-parent", daemon=True).start()
 
 
 def _explain_end(code: int) -> tuple[Status, str]:

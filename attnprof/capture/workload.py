@@ -66,17 +66,14 @@ def run_steps(
         steps: As for `record_workload`.
 
     Raises:
-        TypeError: ``make_step`` does not return a function.
+        TypeError: ``make_step`` does not return a function that can be called without arguments
+            and runs the step.
     """
     step = make_step(seq_len, device)
-    if not callable(step):
-        raise TypeError(
-            f"make_step must return a function that runs one step, got {type(step).__name__}; "
-            f"end {name_of(make_step)} with 'return step', where 'def step(): ...' does the work"
-        )
+    _check_step(step, make_step)
     before = tracer.ledger.mark()
     for _ in range(steps or 1):
-        step()
+        _check_ran(step(), make_step)
         tracer.step()
     if steps is not None:
         return steps
@@ -88,6 +85,39 @@ def run_steps(
     step()
     tracer.step()
     return 2
+
+
+def _check_step(step: object, make_step: MakeStep) -> None:
+    if not callable(step):
+        raise TypeError(
+            f"make_step must return a function that runs one step, got {type(step).__name__}; "
+            f"end {name_of(make_step)} with 'return step', where 'def step(): ...' does the work"
+        )
+    try:
+        # Of a module: calling it takes any arguments and hands them to forward.
+        inspect.signature(getattr(step, "forward", step)).bind()
+    except ValueError:  # a builtin that has no signature to read
+        pass
+    except TypeError as error:
+        raise TypeError(
+            f"{name_of(make_step)} returned {name_of(step)}, which cannot be called without "
+            f"arguments: {error}; return a function without parameters, as in "
+            "'def step(): model(inputs)'"
+        ) from None
+
+
+def _check_ran(result: object, make_step: MakeStep) -> None:
+    if inspect.iscoroutine(result):
+        result.close()  # or Python warns that nobody awaited it
+        kind = "coroutine, which 'async def' makes"
+    elif inspect.isgenerator(result) or inspect.isasyncgen(result):
+        kind = "generator, which 'yield' makes"
+    else:
+        return
+    raise TypeError(
+        f"the step that {name_of(make_step)} returned gave a {kind}: none of it has run; return a "
+        "plain function that runs the whole step"
+    )
 
 
 def check_workload(make_step: object, seq_len: object, steps: object = None) -> None:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import attnprof
+from attnprof.cli.console import say
 from attnprof.cli.program import end_program
 from attnprof.errors import AttnprofError, CommandError
 
@@ -208,6 +209,11 @@ def show_failure(error: BaseException) -> None:
     """Show what a script or workload raised as python would, without attnprof's frames."""
     error.__traceback__ = _find_workload(error)
     end_program(error)
+    if isinstance(error, SystemExit):  # which python shows nothing of
+        say(
+            f"the script ended itself, with {error!r}; it is loaded without arguments, and has to "
+            "go on until its step has run"
+        )
 
 
 def _find_workload(error: BaseException) -> TracebackType | None:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from attnprof.errors import CommandError
+
 
 def what_if(
     run: Annotated[
@@ -39,8 +41,10 @@ def what_if(
         typer.Option(metavar="X", help="The batch X times as large.", show_default=False),
     ] = None,
     seq_len: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Sequences of this length.", show_default=False),
+        str | None,
+        typer.Option(
+            metavar="N", help="Sequences of this length: 4096, 128K or 1M.", show_default=False
+        ),
     ] = None,
     device: Annotated[
         str | None,
@@ -65,8 +69,11 @@ def what_if(
     from attnprof.report.what_if_json import render_what_ifs
     from attnprof.report.what_if_text import render_scenarios, render_what_if
     from attnprof.run import load
+    from attnprof.units import parse_length
 
-    options = Options(kv_heads=heads, latent_dim=latent_dim, batch=batch, seq_len=seq_len)
+    _refuse_sweep(run)
+    length = None if seq_len is None else parse_length(seq_len)
+    options = Options(kv_heads=heads, latent_dim=latent_dim, batch=batch, seq_len=length)
     with working("replaying the run …"):
         loaded = load(run)
         if scenario:
@@ -75,7 +82,7 @@ def what_if(
                 kv_heads=heads,
                 latent_dim=latent_dim,
                 batch=batch,
-                seq_len=seq_len,
+                seq_len=length,
                 device=device,
             )
             what_ifs, refused, before = [found], dict[str, str](), found.before
@@ -89,3 +96,16 @@ def what_if(
     else:
         print_report(report)
     return 0
+
+
+def _refuse_sweep(path: Path) -> None:
+    """Raise if the directory holds the runs of a sweep: one of them is to be chosen."""
+    from attnprof.store.lengths import GROWTH_FILE, read_growth
+
+    if not (path / GROWTH_FILE).is_file():
+        return
+    runs = [length.path for length in read_growth(path).lengths if length.path is not None]
+    example = f", such as {runs[-1]}" if runs else ""
+    raise CommandError(
+        f"{path} holds a sweep, and changes are replayed in one run; give one of its runs{example}"
+    )

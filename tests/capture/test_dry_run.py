@@ -3,7 +3,7 @@
 import copy
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -46,6 +46,15 @@ def make_adamw(seq_len: int, device: str) -> Step:
         optimizer.zero_grad()
 
     return step
+
+
+async def step_later() -> None:
+    """Run when it is awaited."""
+
+
+def step_partly() -> Iterator[None]:
+    """Run when it is iterated over."""
+    yield
 
 
 def both(make_step: Callable[[int, str], Step], seq_len: int = 24) -> tuple[Run, Run]:
@@ -161,6 +170,71 @@ def test_dry_run_says_which_reads_it_assumed() -> None:
     assert "test_dry_run.py:" in line
 
 
+def assumed_by(use: Callable[[], Any]) -> list[str]:
+    """Return what a dry run of one function assumes."""
+    run = dry_run(lambda seq_len, device: use, 8)
+    assumptions: list[str] = run.info["dry_run"]["assumptions"]
+    return assumptions
+
+
+@pytest.mark.parametrize(
+    ("use", "what"),
+    [
+        (lambda: torch.ones(int(torch.randint(1, 9, (2,)).max())), "were read"),
+        (lambda: (torch.randperm(8).view(2, 4) + 1)[0].clone().tolist(), "were read"),
+        (lambda: torch.randint(0, 2, (8,)).nonzero(), "decided on a shape"),
+        (lambda: torch.empty((), dtype=torch.int64).random_().item(), "were read"),
+    ],
+)
+def test_dry_run_says_where_chance_decided(use: Callable[[], Any], what: str) -> None:
+    (line,) = assumed_by(use)
+    assert line.startswith(f"whole numbers drawn at random {what} at ")
+    assert "test_dry_run.py:" in line
+
+
+def test_dry_run_knows_what_chance_has_no_part_in() -> None:
+    def use() -> None:
+        drawn = torch.randint(0, 9, (2, 8))
+        assert drawn.zero_().sum().item() == 0
+        assert torch.arange(8).sum().item() == 28
+        nn.functional.embedding(torch.randint(0, 9, (2, 8)), torch.zeros(9, 4))
+
+    assert assumed_by(use) == []
+
+
+def test_dry_run_takes_batches_from_a_loader() -> None:
+    data = torch.utils.data.TensorDataset(torch.zeros(8, 16))
+
+    def make_step(seq_len: int, device: str) -> Step:
+        batches = iter(torch.utils.data.DataLoader(data, batch_size=2, shuffle=True))
+        layer = nn.Linear(16, 16, device=device)
+        return lambda: layer(next(batches)[0]).sum().backward()
+
+    real, dry = both(make_step)
+    assert dry.peak().total_bytes == real.peak().total_bytes
+
+
+def test_dry_run_takes_no_memory_for_long_vectors() -> None:
+    n = 2**21  # 32 TiB, as int64
+
+    def make_step(seq_len: int, device: str) -> Step:
+        return lambda: torch.arange(seq_len * seq_len).view(seq_len, seq_len)
+
+    assert dry_run(make_step, n).peak().total_bytes == n * n * 8
+
+
+def test_dry_run_formats_numbers() -> None:
+    texts = []
+
+    def make_step(seq_len: int, device: str) -> Step:
+        loss = torch.randn(seq_len, device=device, requires_grad=True).mean()
+        return lambda: texts.append(f"{loss:.3f} of {torch.tensor(seq_len):>3}")
+
+    run = dry_run(make_step, 8)
+    assert texts == [f"{ASSUMED_READ:.3f} of   8"]
+    assert len(run.info["dry_run"]["assumptions"]) == 1
+
+
 def test_dry_run_takes_values_for_finite() -> None:
     def make_step(seq_len: int, device: str) -> Step:
         x = torch.randn(seq_len, device=device)
@@ -182,6 +256,7 @@ def test_dry_run_takes_values_for_finite() -> None:
         (lambda x: x.argmax().item(), "reads the value of a int64 tensor"),
         (lambda x: x.numpy(), "takes a tensor's values out of torch"),
         (lambda x: torch.equal(x, -x), "the program reads values of a tensor"),
+        (lambda x: nn.Linear(2, 2, device="meta").to_empty(device="cpu"), "moved from the meta"),
     ],
 )
 def test_dry_run_names_the_line_that_needs_values(
@@ -240,6 +315,10 @@ def test_dry_run_copies_and_converts_modules() -> None:
         (None, 8, TypeError, "make_step must be a function make_step"),
         (lambda seq_len: None, 8, TypeError, r"cannot be called as make_step\(seq_len, device\)"),
         (lambda seq_len, device: 3, 8, TypeError, "must return a function that runs one step"),
+        (lambda seq_len, device: nn.Linear(1, 1), 8, TypeError, "Linear, .* without arguments"),
+        (lambda seq_len, device: lambda batch: None, 8, TypeError, "without arguments: .*'batch'"),
+        (lambda seq_len, device: step_later, 8, TypeError, "a coroutine, .* none of it has run"),
+        (lambda seq_len, device: step_partly, 8, TypeError, "a generator, .* none of it has run"),
         (make_adamw, 0, ValueError, "seq_len must be 1 or more, got 0"),
         (make_adamw, 8.0, TypeError, "seq_len must be a whole number, got 8.0"),
         (make_adamw, True, TypeError, "seq_len must be a whole number, got True"),

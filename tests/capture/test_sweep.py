@@ -337,6 +337,43 @@ def test_isolation_needs_a_function_that_can_be_imported(make: Any) -> None:
         sweep(make, LENGTHS, isolate=True)
 
 
+ENDLESS = """
+import os, time
+
+def make_step(n, device):
+    print(os.getpid(), flush=True)
+    return lambda: time.sleep(100)
+
+if __name__ == "__main__":
+    from attnprof.capture.sweep import sweep
+    sweep(make_step, [16], isolate=True)
+"""
+
+
+def is_running(process: int) -> bool:
+    """Return whether there is such a process, and it has not ended."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
+def test_isolated_lengths_do_not_outlive_the_sweep(tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    with subprocess.Popen(
+        [sys.executable, "endless.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    ) as sweeping:
+        assert sweeping.stdout is not None
+        child = int(sweeping.stdout.readline())
+        assert is_running(child)
+        sweeping.kill()
+        # Ends when the child does, which has the pipe too.
+        assert sweeping.stdout.read() == ""
+    assert not is_running(child)
+
+
 SCRIPT = """
 import attnprof.capture.sweep, sys, torch
 

@@ -108,6 +108,25 @@ def test_predict_of_a_program_that_fails_ends_with_2(folder: Path) -> None:
     assert ended.out == "imported\n"  # once, though two processes loaded the script
 
 
+@pytest.mark.parametrize("code", ["", "0", "3"])
+def test_predict_of_a_script_that_ends_itself_says_so(code: str, tmp_path: Path) -> None:
+    (tmp_path / "ending.py").write_text(
+        f"def make_step(seq_len, device):\n    raise SystemExit({code})\n"
+    )
+    ended = call("predict", "ending.py:make_step", "--seq-len", "8", "--device", "H200",
+                 cwd=tmp_path)  # fmt: skip
+    assert ended.code == 2
+    assert ended.err.startswith(f"attnprof: the script ended itself, with SystemExit({code}); ")
+    assert len(ended.err.splitlines()) == 1
+
+
+def test_predict_of_a_step_that_does_nothing_says_so(tmp_path: Path) -> None:
+    (tmp_path / "idle.py").write_text("def make_step(seq_len, device):\n    return lambda: None\n")
+    ended = call("predict", "idle.py:make_step", "--seq-len", "8", "--device", "H200",
+                 cwd=tmp_path)  # fmt: skip
+    assert "No wall is known: the workload makes no tensors; see that" in ended.out
+
+
 def test_predict_without_a_second_length_says_why_there_is_no_wall(tmp_path: Path) -> None:
     (tmp_path / "even.py").write_text(
         WORKLOAD + "def make_long_step(seq_len, device):\n"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from attnprof.cli import main
+from attnprof.store.lengths import StoredGrowth, write_growth
 
 
 def run_main(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -85,6 +86,27 @@ def test_what_if_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     code, _, err = run_main(capsys, "what-if", tmp_path / "nothing")
     assert code == 2
     assert err.count("\n") == 1
+
+
+def test_what_if_of_a_sweep_names_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_growth(tmp_path, StoredGrowth("train.py:make_step", {}, ()))
+    code, out, err = run_main(capsys, "what-if", tmp_path)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"attnprof: {tmp_path} holds a sweep, ")
+
+
+def test_what_if_reads_lengths_as_other_commands_do(
+    recorded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run_main(capsys, "what-if", recorded / "run", "--seq-len", "0")
+    assert code == 2
+    assert "a sequence length must be a whole number from 1 on" in err
+    asked = [
+        run_main(capsys, "what-if", recorded / "run", "--scenario", "seq_len", "--seq-len", length)
+        for length in ("1K", "1024")
+    ]
+    assert asked[0] == asked[1]
+    assert asked[0][0] == 0
 
 
 def test_report_says_what_would_lower_the_peak(
