@@ -330,10 +330,10 @@ class Growth:
     def _fit_probe(self) -> Probe:
         program = self._extrapolation
         if program is not None and is_reserved(program.blocks_at(program.seq_lens[-1])):
-            return Probe(lambda n: count_needed_bytes(program.blocks_at(n)), "reserved")
-        return Probe(self.predict, "live")
+            return Probe(lambda n, c: count_needed_bytes(program.blocks_at(n), c), "reserved")
+        return Probe(lambda n, _: self.predict(n), "live")
 
-    def _run_dry(self, seq_len: int) -> int:
+    def _run_dry(self, seq_len: int, capacity_bytes: int) -> int:
         assert self._probe is not None
         counts = {n: len(frame) for n, frame in self._read_runs[1].get(self.source, {}).items()}
         if len(counts) > 1:
@@ -343,7 +343,7 @@ class Growth:
                     f"it runs more ops the longer the sequence: about {law.at(seq_len):.1e} "
                     f"allocations at n = {seq_len}"
                 )
-        return self._probe.measure(seq_len)
+        return self._probe.measure(seq_len, capacity_bytes)
 
     def _find_observed_wall(self) -> Wall:
         """Return the wall that running into it showed."""

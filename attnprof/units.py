@@ -17,6 +17,8 @@ _FACTORS = {
 }
 _SIZE = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?|\.[0-9]+)\s*([a-zA-Z]*)\s*")
 _LENGTH_FACTORS = {"": 1, "k": 2**10, "m": 2**20}
+MOST_TOKENS = 2**40
+"""The longest sequence that is asked about: more elements than 64 bits count are near."""
 
 
 def parse_bytes(size: int | str) -> int:
@@ -69,7 +71,8 @@ def parse_length(length: int | str) -> int:
             round number of thousands write the digits: ``"8000"`` or ``"8_000"``.
 
     Raises:
-        ValueError: The text is not a whole number of tokens, or there is not one token.
+        ValueError: The text is not a whole number of tokens, or there is not one token, or there
+            are more than `MOST_TOKENS`.
         TypeError: ``length`` is neither an integer nor text.
     """
     if isinstance(length, bool) or not isinstance(length, int | str):
@@ -80,6 +83,8 @@ def parse_length(length: int | str) -> int:
     tokens = Fraction(length) if isinstance(length, int) else _read_length(length)
     if tokens.denominator != 1 or tokens < 1:
         raise ValueError(f"a sequence length must be a whole number from 1 on, got {length!r}")
+    if tokens > MOST_TOKENS:
+        raise ValueError(f"a sequence length must be at most {MOST_TOKENS}, got {length!r}")
     return int(tokens)
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnprof.units import format_bytes, format_length, parse_bytes, parse_length
+from attnprof.units import MOST_TOKENS, format_bytes, format_length, parse_bytes, parse_length
 
 
 @pytest.mark.parametrize(
@@ -108,3 +108,9 @@ def test_format_length_is_short(tokens: int, text: str) -> None:
 @given(st.integers(1, 2**40))
 def test_format_and_parse_length_agree(tokens: int) -> None:
     assert parse_length(format_length(tokens)) == tokens
+
+
+def test_length_beyond_all_sequences_is_refused() -> None:
+    assert parse_length(MOST_TOKENS) == MOST_TOKENS
+    with pytest.raises(ValueError, match="must be at most 1099511627776, got '1099511627777'"):
+        parse_length(str(MOST_TOKENS + 1))

@@ -10,10 +10,8 @@ from attnprof.analysis.allocator import simulate_allocator
 from attnprof.analysis.peak import choose_device, find_peak
 from attnprof.errors import CaptureError, DryRunError
 from attnprof.theory.devices import find_device
-from attnprof.units import format_bytes, parse_bytes
+from attnprof.units import MOST_TOKENS, format_bytes, parse_bytes
 
-LONGEST = 2**40
-"""Tokens; memory that still fits here does not grow with n."""
 _TRUSTED_TRIALS = 8
 """After so many trials the law has misled, and the bracket is halved instead."""
 
@@ -28,7 +26,8 @@ Measure = Callable[[int], int]
 class Probe:
     """A way to find out what a length needs."""
 
-    measure: Measure
+    measure: Callable[[int, int], int]
+    """Bytes needed at a sequence length on a device with so many bytes."""
     counts: str
     """``"reserved"`` (by the allocator) or ``"live"`` bytes."""
 
@@ -87,18 +86,24 @@ def read_capacity(capacity: int | str) -> int:
     return parse_bytes(capacity)
 
 
-def count_needed_bytes(allocations: pl.DataFrame) -> int:
+def count_needed_bytes(allocations: pl.DataFrame, capacity_bytes: int | None = None) -> int:
     """Return what a device must have for a run.
 
     On a GPU that is what the caching allocator reserves at its peak, cached and fragmented memory
-    included; on a CPU, the peak of live bytes.
+    included; on a CPU, the peak of live bytes. An allocator that finds its device full gives back
+    what it only caches, so that it may do with less than it would like to have.
 
     Args:
         allocations: Attributed blocks with ``start`` and ``end`` (order of events).
+        capacity_bytes: What the device has. Without, there is no limit.
     """
-    if is_reserved(allocations):
-        return simulate_allocator(allocations).reserved_peak_bytes
-    return find_peak(allocations).total_bytes
+    if not is_reserved(allocations):
+        return find_peak(allocations).total_bytes
+    wanted = simulate_allocator(allocations).reserved_peak_bytes
+    if capacity_bytes is None or wanted <= capacity_bytes:
+        return wanted
+    limited = simulate_allocator(allocations, capacity_bytes=capacity_bytes)
+    return wanted if limited.out_of_memory else limited.reserved_peak_bytes
 
 
 def is_reserved(allocations: pl.DataFrame) -> bool:
@@ -157,9 +162,9 @@ def find_wall(
 def _guard(probe: Probe) -> Probe:
     """Tell what the workload raises from what we raise."""
 
-    def measure(seq_len: int) -> int:
+    def measure(seq_len: int, capacity_bytes: int) -> int:
         try:
-            return probe.measure(seq_len)
+            return probe.measure(seq_len, capacity_bytes)
         except (CaptureError, DryRunError):
             raise
         except Exception as error:
@@ -178,7 +183,10 @@ def _search(
     by: str,
     start: int | None = None,
 ) -> Wall:
-    trials = search_wall(capacity_bytes, law, probe.measure, multiple_of=multiple_of, start=start)
+    def measure(seq_len: int) -> int:
+        return probe.measure(seq_len, capacity_bytes)
+
+    trials = search_wall(capacity_bytes, law, measure, multiple_of=multiple_of, start=start)
     fits = max((n for n, size in trials.items() if size <= capacity_bytes), default=0)
     over = min(n for n, size in trials.items() if size > capacity_bytes and n > fits)
     return Wall(
@@ -221,7 +229,7 @@ def search_wall(
         ValueError: Every length fits.
         Exception: What ``measure`` raises.
     """
-    longest = LONGEST // multiple_of
+    longest = MOST_TOKENS // multiple_of  # memory that still fits there does not grow
     guess = _find_longest(capacity_bytes, law, multiple_of)
     if guess == longest:
         raise _no_wall(capacity_bytes)
@@ -266,7 +274,7 @@ def _correct(capacity_bytes: int, law: Measure, trials: dict[int, int]) -> float
 
 def _no_wall(capacity_bytes: float) -> ValueError:
     return ValueError(
-        f"there is no wall: by all that is known, {LONGEST} tokens fit into "
+        f"there is no wall: by all that is known, {MOST_TOKENS} tokens fit into "
         f"{format_bytes(round(capacity_bytes))}; sweep lengths at which memory grows, or give a "
         "smaller capacity"
     )
@@ -274,7 +282,7 @@ def _no_wall(capacity_bytes: float) -> ValueError:
 
 def _find_longest(capacity_bytes: float, law: Measure, multiple_of: int) -> int:
     """Return the most multiples that fit by a law that rises with n; 0 if none does."""
-    low, high, longest = 0, 1, LONGEST // multiple_of
+    low, high, longest = 0, 1, MOST_TOKENS // multiple_of
     while law(high * multiple_of) <= capacity_bytes:
         low, high = high, 2 * high
         if high > longest:

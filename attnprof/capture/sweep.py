@@ -303,9 +303,9 @@ def _free_memory() -> None:
 
 
 def _make_probe(plan: _Plan) -> Probe:
-    def measure(seq_len: int) -> int:
+    def measure(seq_len: int, capacity_bytes: int) -> int:
         run = dry_run_once(plan.make_step, seq_len, target=plan.target, steps=plan.steps)
-        return count_needed_bytes(run.attribution.allocations)
+        return count_needed_bytes(run.attribution.allocations, capacity_bytes)
 
     return Probe(measure, "live" if plan.target == "cpu" else "reserved")
 

@@ -1,5 +1,7 @@
 """How far a growth report can be trusted: its points, its law, its wall, its assumptions."""
 
+import shlex
+
 from attnprof.analysis.fits import Fit
 from attnprof.report.growth_summary import GrowthSummary, find_shared_lengths
 from attnprof.report.growth_verdict import BAD_FIT, format_fraction
@@ -23,11 +25,22 @@ def collect_growth_notes(summary: GrowthSummary) -> list[Note]:
         wall = capacity.wall
         if wall is not None:
             notes.append(Note("wall", f"{capacity.name}: {wall.sentence}"))
+            is_device = not capacity.name[:1].isdigit()
+            if is_device and wall.counts == "live":
+                notes.append(_note_live(capacity.name))
         else:
             notes.append(Note("wall", f"{capacity.name}: {capacity.why_no_wall}", is_warning=True))
     if any(point.source == STEPS for point in summary.points):
         notes.append(Note("steps", "one run's steps; only those of one batch size are compared"))
     return notes + [Note("assumed", text) for text in summary.assumptions]
+
+
+def _note_live(device: str) -> Note:
+    text = (
+        f"{device}: live bytes are less than a GPU's allocator reserves, and on a CPU other "
+        f"kernels ran; for both: attnprof sweep … --dry-run --device {shlex.quote(device)}"
+    )
+    return Note("wall", text, is_warning=True)
 
 
 def _note_points(summary: GrowthSummary) -> Note:

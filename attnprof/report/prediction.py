@@ -40,6 +40,8 @@ class Prediction:
     """Of live bytes."""
     needed_bytes: int
     """What the allocator reserves for them, its cache and fragmentation included."""
+    wanted_bytes: int
+    """What it would reserve if it had no limit."""
     holders: tuple[Holder, ...]
     """Who holds the peak; they sum to it."""
     horizon: Horizon
@@ -78,7 +80,8 @@ def predict(
         seq_len=int(workload["seq_len"]),
         machine=machine,
         peak=peak,
-        needed_bytes=count_needed_bytes(run.attribution.allocations),
+        needed_bytes=count_needed_bytes(run.attribution.allocations, machine.capacity_bytes),
+        wanted_bytes=count_needed_bytes(run.attribution.allocations),
         holders=tuple(find_holders(peak)),
         horizon=horizon,
         advice=tuple(run.advice()[:_MAX_ADVICE]),
@@ -109,7 +112,7 @@ def find_horizon(run: Run, other: Run, machine: Machine) -> Horizon:
             None, None, f"other ops run at {lengths}; sweep more lengths with attnprof sweep"
         )
     law = program.law_at(int(run.info["workload"]["seq_len"]))
-    probe = Probe(lambda n: count_needed_bytes(program.blocks_at(n)), "reserved")
+    probe = Probe(lambda n, c: count_needed_bytes(program.blocks_at(n), c), "reserved")
     try:
         return Horizon(law, find_wall(machine.capacity_bytes, program.estimate, fit=probe))
     except ValueError as error:  # everything fits
@@ -152,6 +155,15 @@ def collect_prediction_notes(prediction: Prediction) -> list[Note]:
             "themselves, that of attention and cuBLAS is counted",
         )
     ]
+    if prediction.fits and prediction.wanted_bytes > prediction.needed_bytes:
+        notes.append(
+            Note(
+                "tight",
+                "the allocator has to give back what it caches and take it anew, which costs time; "
+                f"it would rather have {format_bytes(prediction.wanted_bytes)}",
+                is_warning=True,
+            )
+        )
     if prediction.horizon.wall is not None:
         notes.append(Note("wall", prediction.horizon.wall.sentence))
     notes += [Note("assumed", text) for text in prediction.assumptions]

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from itertools import pairwise
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnprof.analysis.wall import Probe, find_wall, read_capacity, search_wall
+from attnprof.analysis.wall import Probe, count_needed_bytes, find_wall, read_capacity, search_wall
 from attnprof.errors import CaptureError, DryRunError
 from attnprof.theory.devices import find_device
 
@@ -18,7 +19,7 @@ def quadratic(n: int) -> int:
     return 10**6 + 500 * n + 4 * n * n
 
 
-FIT = Probe(quadratic, "live")
+FIT = Probe(lambda n, _: quadratic(n), "live")
 
 
 class Counted:
@@ -28,7 +29,7 @@ class Counted:
         self.measure = measure
         self.asked: list[int] = []
 
-    def __call__(self, n: int) -> int:
+    def probe(self, n: int, capacity_bytes: int) -> int:
         self.asked.append(n)
         return self.measure(n)
 
@@ -48,7 +49,7 @@ class Counted:
 def test_wall_is_where_one_more_does_not_fit(need: Measure, trials: int, multiple_of: int) -> None:
     counted = Counted(need)
     wall = find_wall(
-        10**9, quadratic, fit=FIT, dry_run=Probe(counted, "live"), multiple_of=multiple_of
+        10**9, quadratic, fit=FIT, dry_run=Probe(counted.probe, "live"), multiple_of=multiple_of
     )
     assert need(wall.seq_len) <= 10**9 < need(wall.seq_len + multiple_of)
     assert (wall.peak_bytes, wall.next_bytes) == (need(wall.seq_len), need(wall.next_seq_len))
@@ -59,7 +60,7 @@ def test_wall_is_where_one_more_does_not_fit(need: Measure, trials: int, multipl
 
 def test_wall_search_does_not_leap() -> None:
     counted = Counted(lambda n: 10**6 + n)
-    find_wall(10**9, quadratic, fit=FIT, dry_run=Probe(counted, "live"))
+    find_wall(10**9, quadratic, fit=FIT, dry_run=Probe(counted.probe, "live"))
     fitting = [n for n in counted.asked if n < 10**9]
     assert all(n <= 8 * before for before, n in pairwise(fitting))
 
@@ -100,21 +101,21 @@ def test_wall_is_zero_if_nothing_fits() -> None:
 
 
 def test_wall_of_what_does_not_grow_is_refused() -> None:
-    flat = Probe(lambda n: 1000, "live")
+    flat = Probe(lambda n, _: 1000, "live")
     with pytest.raises(
         ValueError, match=r"there is no wall: .* sweep lengths at which memory grows"
     ):
-        find_wall(10**9, flat.measure, fit=flat)
+        find_wall(10**9, lambda n: 1000, fit=flat)
 
 
 def test_wall_of_a_dry_run_that_does_not_grow_is_refused() -> None:
-    flat = Probe(lambda n: 1000, "live")
+    flat = Probe(lambda n, _: 1000, "live")
     with pytest.raises(ValueError, match="there is no wall"):
         find_wall(10**9, quadratic, fit=FIT, dry_run=flat)
 
 
 def refuse(error: Exception, accepted: int = 2**62) -> Probe:
-    def measure(n: int) -> int:
+    def measure(n: int, capacity_bytes: int) -> int:
         if n % accepted:
             raise error
         return quadratic(n)
@@ -170,3 +171,18 @@ def test_capacity_that_cannot_be_read_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         read_capacity(capacity)
+
+
+def test_full_device_gives_back_what_it_only_caches() -> None:
+    small, large = 12 * 2**20, 100 * 2**20
+    # Small blocks leave segments behind that the large one cannot use.
+    frame = pl.DataFrame(
+        [("cuda:0", at, at + 1, small) for at in range(0, 8, 2)] + [("cuda:0", 8, 9, large)],
+        schema=["device", "start", "end", "size_bytes"],
+        orient="row",
+    )
+    wanted = count_needed_bytes(frame)
+    assert wanted > large
+    assert count_needed_bytes(frame, wanted) == wanted
+    assert count_needed_bytes(frame, large) == large
+    assert count_needed_bytes(frame, large - 1) == wanted  # it cannot do with less

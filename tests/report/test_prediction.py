@@ -41,6 +41,7 @@ def prediction() -> Prediction:
         machine=Machine("512 MiB", 512 * MIB, "cuda"),
         peak=peak,
         needed_bytes=640 * MIB,
+        wanted_bytes=640 * MIB,
         holders=tuple(find_holders(peak)),
         horizon=Horizon(law, WALL),
         advice=(),
@@ -72,6 +73,13 @@ def test_what_is_not_more_than_there_is_fits(needed: int, prediction: Prediction
     assert fitting.fits
     assert " fits on 512 MiB" in write_prediction_verdict(fitting)
     assert "to spare." in write_prediction_verdict(fitting)
+
+
+def test_tight_fit_says_what_the_allocator_would_rather_have(prediction: Prediction) -> None:
+    tight = replace(prediction, needed_bytes=500 * MIB)
+    notes = {note.subject: note.text for note in collect_prediction_notes(tight)}
+    assert notes["tight"].endswith("it would rather have 640.0 MiB")
+    assert "tight" not in {note.subject for note in collect_prediction_notes(prediction)}
 
 
 def test_horizon_says_law_and_wall(prediction: Prediction) -> None:
