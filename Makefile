@@ -21,7 +21,7 @@ GPU_RESULTS := benchmarks/results/gpu-latest.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo install test check gpu bench clean
+.PHONY: help demo install test browser check gpu bench clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,8 +36,14 @@ test check gpu bench: export HF_HUB_OFFLINE := 1
 # The models are small: two threads each, in two processes, would wait for each other.
 test: export OMP_NUM_THREADS := 1
 
-test: check ## run the checks, then the tests
+test: check browser ## run the checks, then the tests
 	$(PY) -m pytest -n 2
+
+browser: ## install Debian's Chromium, which the dashboard's tests drive, if that is possible
+	@command -v chromium >/dev/null || \
+	    { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && \
+	      apt-get install -qy --no-install-recommends chromium; } || \
+	    echo "There is no chromium, and it cannot be installed: tests in a browser are skipped"
 
 check: $(DEV) ## format, lint, types and import directions, changing nothing
 	$(PY) -m ruff format --check .
@@ -65,6 +71,7 @@ bench: $(DEV) ## run the benchmarks that need no GPU
 	$(PY) benchmarks/predict.py
 	$(PY) benchmarks/pytest_plugin.py
 	$(PY) benchmarks/import_snapshot.py
+	$(PY) benchmarks/dashboard.py
 
 clean: ## remove .venv and all that tools have left here
 	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
@@ -86,5 +93,5 @@ $(VENV)/.installed-dev: $(VENV)/.made pyproject.toml constraints.txt
 
 $(VENV)/.installed-demo: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "Installing attnprof into $(VENV); torch makes the first time a long one"
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[demo]'
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[demo,dashboard]'
 	@touch $@

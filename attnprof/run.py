@@ -1,6 +1,7 @@
 """`Run`: a recorded run and the questions it answers."""
 
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,16 @@ class Run:
         Columns: time_ns, total_bytes, and one per category that occurs; they sum to the total.
         """
         return sample_timeline(self.attribution.allocations, device=device, max_points=max_points)
+
+    def show(self, *, step: int | None = None, device: str | None = None) -> Any:
+        """Return the report for a notebook; ``attnprof_dashboard.jupyter`` gives a live one.
+
+        Args:
+            step: Show the peak of one step only.
+            device: Such as ``"cuda:0"``; without it, the GPU that held most, or else the CPU.
+        """
+        # Reports are made from runs: only here does one ask for the other.
+        return import_module("attnprof.report.notebook").show(self, step=step, device=device)
 
 
 def load(path: str | Path) -> Run:

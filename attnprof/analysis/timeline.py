@@ -27,7 +27,7 @@ def sample_timeline(
         raise ValueError(f"max_points must be at least 4, got {max_points}")
     device = choose_device(allocations, device)
     frame = allocations.filter(pl.col("device").cast(pl.String) == device)
-    changes = _list_changes(frame)
+    changes = list_changes(frame)
     total = changes["change"].cum_sum()
     if len(total) > max_points:
         picked = MinMaxDownsampler().downsample(  # type: ignore[no-untyped-call]  # untyped library
@@ -42,7 +42,7 @@ def sample_timeline(
     return pl.DataFrame(columns)
 
 
-def _list_changes(frame: pl.DataFrame) -> pl.DataFrame:
+def list_changes(frame: pl.DataFrame) -> pl.DataFrame:
     """Return every allocation and free in order: columns order, time_ns, category, change."""
     category = pl.col("category").cast(pl.String)
     # A block older than the trace is given the time at which counting it begins.

@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
+from attnprof.cli.compare import compare
 from attnprof.cli.console import fail
+from attnprof.cli.dashboard import dashboard
 from attnprof.cli.demo import demo
 from attnprof.cli.doctor import doctor
 from attnprof.cli.export import export
@@ -65,7 +67,7 @@ app.command(
     cls=RunCommand, context_settings={"allow_interspersed_args": False}, help=_unwrap(run.__doc__)
 )(run)
 app.command("import", help=_unwrap(import_.__doc__))(import_)
-for verb in (report, export, kv, what_if, sweep, predict, theory, demo, doctor):
+for verb in (report, compare, export, kv, what_if, sweep, predict, theory, demo, dashboard, doctor):
     app.command(help=_unwrap(verb.__doc__))(verb)
 
 

@@ -34,6 +34,9 @@ def demo(
         int, typer.Option(min=16, metavar="N", help="Sequence length n, in bytes of text.")
     ] = 512,
     layers: Annotated[int, typer.Option(min=1, metavar="N", help="Layers of the GPT-2.")] = 6,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Do not offer to open the dashboard.")
+    ] = False,
 ) -> int:
     """Train a small GPT-2 twice, with materialised and with fused attention, and compare.
 
@@ -47,6 +50,7 @@ def demo(
         )
     _require_memory(layers=layers, seq_len=seq_len)
     from attnprof.cli.console import print_report, say
+    from attnprof.cli.dashboard import offer_dashboard
     from attnprof.cli.demo_report import render_comparison
     from attnprof.report.summary import summarise
     from attnprof.report.text import render_text
@@ -64,6 +68,7 @@ def demo(
     print_report(render_comparison(runs["materialised"], runs["fused"], losses))
     page = folder / "materialised.html"
     print(f"\nThe first report as a page: attnprof report {folder / 'materialised'} --html {page}")
+    offer_dashboard(folder, is_wanted=not no_browser)
     return 0
 
 

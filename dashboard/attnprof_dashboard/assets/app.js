@@ -1,0 +1,221 @@
+/* What happens in the browser alone: gestures and keys change the view, the view changes the URL.
+   The server gives the rest. */
+(() => {
+  "use strict";
+  let view = {};
+  const NONE = () => window.dash_clientside.no_update;
+  const FIELDS = ["run", "device", "t0", "t1", "at", "since", "block", "layer", "category", "other", "step",
+    "sweep", "capacity", "batch_doublings", "head_doublings", "dtype_halvings"];
+  const LASTING = ["run", "device"];
+
+  const isSet = (value) => value !== null && value !== undefined;
+
+  function query(of, fields) {
+    const said = new URLSearchParams();
+    for (const name of fields) {
+      if (of[name] !== null && of[name] !== undefined && of[name] !== "") said.set(name, of[name]);
+    }
+    const text = said.toString();
+    return text ? `?${text}` : "";
+  }
+
+  function change(next) {
+    window.dash_clientside.set_props("view", { data: { ...view, ...next } });
+  }
+
+  /* The times that keys jump to; none on other pages. */
+  function readMarks() {
+    const holder = document.getElementById("marks");
+    return holder ? JSON.parse(holder.dataset.marks) : null;
+  }
+
+  /* Half the width of the window around a peak: what is shown now if that is near, else a fortieth. */
+  function around(at, marks) {
+    const shown = (view.t1 ?? marks.end) - (view.t0 ?? 0);
+    const half = Math.min(shown, marks.end / 20) / 2;
+    return { t0: Math.max(0, Math.round(at - half)), t1: Math.min(marks.end, Math.round(at + half)) };
+  }
+
+  function step(direction) {
+    const marks = readMarks();
+    if (!marks) return;
+    const middle = view.t0 === null || view.t0 === undefined ? null : (view.t0 + view.t1) / 2;
+    const margin = middle === null ? 0 : (view.t1 - view.t0) / 50;
+    const next = direction > 0
+      ? marks.peaks.find((at) => middle === null || at > middle + margin)
+      : [...marks.peaks].reverse().find((at) => middle === null || at < middle - margin);
+    if (next !== undefined) change(around(next, marks));
+  }
+
+  const KEYS = {
+    "p": () => {
+      const marks = readMarks();
+      if (marks && isSet(marks.peak)) change(around(marks.peak, marks));
+    },
+    "[": () => step(-1),
+    "]": () => step(1),
+    "0": () => { if (readMarks()) change({ t0: null, t1: null }); },
+    "d": () => toggleScheme(),
+    "/": () => document.getElementById("search")?.focus(),
+    "Escape": () => {
+      if (isSet(view.at) || isSet(view.since)) change({ at: null, since: null, block: null });
+    },
+    "?": () => window.dash_clientside.set_props("help", { opened: true }),
+  };
+
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const typing = event.target.closest("input, textarea, select, [contenteditable=true]");
+    const act = KEYS[event.key];
+    const isModal = document.querySelector(".mantine-Modal-content") !== null;
+    if (!act || typing || isModal) return;
+    event.preventDefault();
+    act();
+  });
+
+  /* Nobody looks: the clock of the Live page stands still. */
+  document.addEventListener("visibilitychange", () => {
+    if (document.getElementById("live")) {
+      window.dash_clientside.set_props("tick", { disabled: document.hidden });
+    }
+  });
+
+  /* Files speak of what is shown: their query is that of the page. */
+  document.addEventListener("click", (event) => {
+    const file = event.target.closest("a[data-export]");
+    if (file) file.href = `${file.getAttribute("href").split("?")[0]}${query(view, FIELDS)}`;
+    const png = event.target.closest("button[data-png]");
+    if (png) savePicture(png);
+    const category = event.target.closest("button[data-category]");
+    if (category) {
+      const name = category.dataset.category;
+      change({ category: view.category === name ? "" : name });
+    }
+    const block = event.target.closest("button[data-block]");
+    if (block) {
+      const number = Number(block.dataset.block);
+      change({ block: view.block === number ? null : number });
+    }
+    if (event.target.closest("button[data-pin]")) {
+      // With A set the drawer makes room for the click that says where B is.
+      change(isSet(view.since) ? { since: null } : { since: view.at, at: null, block: null });
+    }
+  });
+
+  function savePicture(button) {
+    const graph = button.closest("section").querySelector(".js-plotly-plot");
+    if (!graph) return;
+    const paper = getComputedStyle(document.documentElement).getPropertyValue("--card").trim();
+    const before = graph.layout.paper_bgcolor;
+    const name = ["attnprof", view.run, button.dataset.png].join("-").replace(/[^\w.-]+/g, "-");
+    window.Plotly.relayout(graph, { paper_bgcolor: paper })
+      .then(() => window.Plotly.downloadImage(graph, {
+        format: "png", scale: 2, width: graph.clientWidth, height: graph.clientHeight, filename: name,
+      }))
+      .finally(() => window.Plotly.relayout(graph, { paper_bgcolor: before ?? "rgba(0,0,0,0)" }));
+  }
+
+  function toggleScheme() {
+    const root = document.documentElement;
+    const next = root.dataset.mantineColorScheme === "dark" ? "light" : "dark";
+    window.attnprofScheme.keep(next);
+    window.dash_clientside.set_props("scheme", { forceColorScheme: next });
+    const templates = JSON.parse(document.getElementById("attnprof-templates").textContent);
+    for (const graph of document.querySelectorAll(".js-plotly-plot")) {
+      window.Plotly.relayout(graph, { template: templates[next] });
+    }
+  }
+
+  window.dash_clientside = window.dash_clientside || {};
+  window.dash_clientside.attnprof = {
+    /* The view's store is the truth; the address bar and the header follow it. */
+    follow(data) {
+      if (!data) return [NONE(), NONE(), NONE(), NONE()];
+      view = data;
+      const address = window.location.pathname + query(data, FIELDS);
+      window.history.replaceState(window.history.state, "", address);
+      for (const entry of document.querySelectorAll("button[data-category]")) {
+        entry.setAttribute("aria-pressed", String(entry.dataset.category === data.category));
+      }
+      const lasting = query(data, LASTING);
+      const links = window.dash_clientside.callback_context.outputs_list[3]
+        .map((output) => output.id.path + lasting);
+      return [data.run || null, data.devices ?? [], data.device || null, links];
+    },
+
+    /* As dcc.Link does. A dcc.Location would write an older address over that of the view. */
+    go(href) {
+      if (!href) return;
+      window.history.pushState({}, "", href);
+      window.dispatchEvent(new CustomEvent("_dashprivate_pushstate"));
+      window.scrollTo(0, 0);
+    },
+
+    choose(run, device, found) {
+      const by = window.dash_clientside.callback_context.triggered_id;
+      const here = window.location.pathname;
+      if (by === "run" && run && run !== view.run) return here + query({ run }, LASTING);
+      if (by === "device" && device && device !== view.device) {
+        return here + query({ ...view, device }, LASTING);
+      }
+      if (by === "search" && found) return found;
+      return NONE();
+    },
+
+    zoom(relayout, data) {
+      if (!relayout || !data) return NONE();
+      if (relayout["xaxis.autorange"]) return { ...data, t0: null, t1: null };
+      const range = relayout["xaxis.range"]
+        ?? [relayout["xaxis.range[0]"], relayout["xaxis.range[1]"]];
+      if (range[0] === undefined || range[1] === undefined) return NONE();
+      const [t0, t1] = range.map((seconds) => Math.round(seconds * 1e9));
+      const marks = readMarks();
+      const isWhole = marks !== null && t0 <= 0 && t1 >= marks.end;
+      const next = isWhole ? { t0: null, t1: null } : { t0: Math.max(0, t0), t1 };
+      if (next.t0 === (data.t0 ?? null) && next.t1 === (data.t1 ?? null)) return NONE();
+      return { ...data, ...next };
+    },
+
+    click(clicked, opened, data) {
+      const by = window.dash_clientside.callback_context.triggered_id;
+      if (by === "timeline" && clicked) {
+        const point = clicked.points.find((p) => isSet(p.customdata));
+        if (!point) return NONE();
+        return { ...data, at: Math.max(0, Number(point.customdata)), block: null };
+      }
+      if (by === "drawer" && opened === false && isSet(data.at)) {
+        return { ...data, at: null, since: null, block: null };
+      }
+      return NONE();
+    },
+
+    /* A control's value is a field of the view. */
+    control(values, data) {
+      const by = window.dash_clientside.callback_context.triggered_id;
+      const input = window.dash_clientside.callback_context.triggered[0];
+      if (!by || !data) return NONE();
+      const value = isSet(input.value) ? input.value : "";
+      if (String(data[by.field] ?? "") === String(value)) return NONE();
+      return { ...data, [by.field]: value };
+    },
+
+    pick(clicks, data) {
+      const clicked = window.dash_clientside.callback_context.triggered[0]?.value;
+      const point = clicked?.points.find((p) => isSet(p.customdata));
+      return point && data ? { ...data, at: Math.max(0, Number(point.customdata)) } : NONE();
+    },
+
+    theme(clicks) {
+      if (clicks) toggleScheme();
+    },
+
+    help(clicks) {
+      return clicks ? true : NONE();
+    },
+
+    menu(clicks, navbar) {
+      if (!clicks) return NONE();
+      return { ...navbar, collapsed: { mobile: !navbar.collapsed.mobile, desktop: false } };
+    },
+  };
+})();

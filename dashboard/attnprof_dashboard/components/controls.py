@@ -1,0 +1,60 @@
+"""Controls whose value is a field of the view: what is chosen is in the URL."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import dash_mantine_components as dmc
+from dash.development.base_component import Component
+
+from attnprof_dashboard import ids
+from attnprof_dashboard.data.catalog import Entry, Kind
+
+
+def choose(
+    field: str,
+    items: Sequence[Any],
+    value: object,
+    placeholder: str,
+    label: str,
+    *,
+    is_clearable: bool = True,
+    width: int = 300,
+) -> Component:
+    """Return a list to choose from.
+
+    Args:
+        field: The field of the view.
+        items: The choices, as Mantine's Select takes them.
+        value: What is chosen; None or nothing for none.
+        placeholder: What stands there without a choice.
+        label: What is chosen.
+        is_clearable: Whether none is a choice.
+        width: At most, in pixels.
+    """
+    return dmc.Select(
+        id=ids.choose(field),
+        data=list(items),
+        value=None if value in (None, "") else str(value),
+        placeholder=placeholder,
+        label=label,
+        clearable=is_clearable,
+        allowDeselect=is_clearable,
+        searchable=True,
+        size="sm",
+        limit=200,
+        className="control",
+        style={"maxWidth": width},
+    )
+
+
+def list_runs(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    """Return the choices of runs: sweeps' runs in groups of their own, all with their status."""
+    groups: dict[str, list[dict[str, str]]] = {}
+    for entry in entries:
+        if entry.kind is not Kind.RUN:
+            continue
+        name = entry.key.removeprefix(f"{entry.sweep}/") if entry.sweep else entry.key
+        status = "" if entry.status == "completed" else f"  ({entry.status.replace('_', ' ')})"
+        group = f"sweep {entry.sweep}" if entry.sweep else "runs"
+        groups.setdefault(group, []).append({"value": entry.key, "label": f"{name}{status}"})
+    return [{"group": group, "items": items} for group, items in groups.items()]

@@ -1,0 +1,1 @@
+"""What the pages show, read from disk: the catalogue of runs and what is derived from each."""

@@ -1,0 +1,90 @@
+"""The allocator's memory: segments with what is in them, and what is reserved over time."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from attnprof.palette import colour_of, stack_order
+from attnprof.units import format_bytes
+from attnprof_dashboard.figures.theme import choose_unit, new_figure
+
+MOST_SEGMENTS = 40
+"""Rows of the map, the largest first; the table has all."""
+_FREE = "rgba(140, 143, 123, 0.18)"
+
+
+def draw_segments(segments: Sequence[Mapping[str, Any]], *, scheme: str) -> go.Figure:
+    """Return a row per segment, with its blocks where they lie; pale is free."""
+    shown = list(segments[:MOST_SEGMENTS])
+    unit, word = choose_unit(max((s["size_bytes"] for s in shown), default=1))
+    figure = new_figure(scheme, height=90 + 20 * max(4, len(shown)))
+    parts: dict[str, list[tuple[int, int, int]]] = {}
+    for row, segment in enumerate(shown):
+        at = 0
+        for size, name in segment["blocks"]:
+            parts.setdefault(name, []).append((row, at, size))
+            at += size
+    for name in sorted(parts, key=lambda name: (name == "", stack_order(name))):
+        rows, offsets, sizes = zip(*parts[name], strict=True)
+        figure.add_bar(
+            y=rows,
+            x=[size / unit for size in sizes],
+            base=[offset / unit for offset in offsets],
+            orientation="h",
+            width=0.78,
+            name=name or "free",
+            marker={"color": colour_of(name) if name else _FREE, "line": {"width": 0}},
+            customdata=[format_bytes(size) for size in sizes],
+            hovertemplate=f"{name or 'free'}: <b>%{{customdata}}</b><extra></extra>",
+        )
+    figure.update_yaxes(
+        autorange="reversed",
+        tickvals=list(range(len(shown))),
+        ticktext=[
+            f"{format_bytes(s['size_bytes'])}{' small' if s['is_small'] else ''}" for s in shown
+        ],
+        showgrid=False,
+        fixedrange=True,
+    )
+    figure.update_xaxes(ticksuffix=f" {word}", fixedrange=True, nticks=8)
+    figure.update_layout(
+        barmode="overlay",
+        showlegend=True,
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
+        margin={"l": 8, "r": 16, "t": 40, "b": 8},
+    )
+    return figure
+
+
+def draw_reserved(
+    seconds: Sequence[float], levels: Mapping[str, Sequence[int]], *, scheme: str
+) -> go.Figure:
+    """Return levels over time: what is reserved, allocated and asked for.
+
+    Args:
+        seconds: When, since the run began.
+        levels: Bytes by name, the highest first.
+        scheme: ``"light"`` or ``"dark"``.
+    """
+    figure = new_figure(scheme, height=320)
+    unit, word = choose_unit(max((v for values in levels.values() for v in values), default=1))
+    colours = ("#5f6670", "#1f77e6", "#b5a8ae")
+    for (name, values), colour in zip(levels.items(), colours, strict=False):
+        figure.add_scatter(
+            x=list(seconds),
+            y=[value / unit for value in values],
+            name=name,
+            mode="lines",
+            line={"shape": "hv", "width": 2, "color": colour},
+            customdata=[format_bytes(value) for value in values],
+            hovertemplate="<b>%{customdata}</b>",
+        )
+    figure.update_xaxes(ticksuffix=" s", showgrid=False)
+    figure.update_yaxes(ticksuffix=f" {word}", rangemode="tozero", fixedrange=True)
+    figure.update_layout(
+        showlegend=True, hovermode="x unified",
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
+        margin={"l": 8, "r": 16, "t": 30, "b": 8},
+    )  # fmt: skip
+    return figure

@@ -1,0 +1,178 @@
+"""Live: a run that is still being written, at most two seconds behind."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import dash_mantine_components as dmc
+from dash import Dash, Input, Output, State, dcc, html, no_update
+from dash.development.base_component import Component
+
+from attnprof.palette import stack_order
+from attnprof.units import format_bytes
+from attnprof.vocabulary import Status
+from attnprof_dashboard import ids, state
+from attnprof_dashboard.chart import Chart
+from attnprof_dashboard.components.cards import chart_card, message, tile, tiles
+from attnprof_dashboard.data.live import WINDOW_SECONDS, Device, Instant, LiveRun
+from attnprof_dashboard.figures.live import draw_live
+from attnprof_dashboard.pages.page import Glance, Missing, Page, glance_at
+from attnprof_dashboard.table import Column, Table, Unit
+from attnprof_dashboard.view import View
+
+_TICK_MS = 1000
+_LEVELS = ("total_bytes", "used_bytes")
+
+
+def layout(glance: Glance) -> Component:
+    """Return the page."""
+    found = follow(glance)
+    if isinstance(found, str):
+        return message("This run cannot be followed", found, is_bad=True)
+    run, device = found
+    is_over = glance.entry.status != Status.RECORDING.value
+    return html.Div(
+        [
+            *_list_others(glance),
+            html.Div(say(glance, run, device), id=ids.LIVE_SAID, **{"aria-live": "off"}),
+            chart_card(draw(glance, run, device), "live", graph_id=ids.LIVE),
+            dcc.Interval(id=ids.TICK, interval=_TICK_MS, disabled=is_over and not run.is_behind),
+        ]
+    )
+
+
+def _list_others(glance: Glance) -> list[Component]:
+    """Return links to the runs that are being recorded, if this one is not."""
+    if glance.entry.status == Status.RECORDING.value:
+        return []
+    keys = [
+        entry.key
+        for entry in state.current().catalog.entries()
+        if entry.status == Status.RECORDING.value
+    ]
+    links = [dmc.Anchor(key, href=f"live{View(run=key).query()}", mr="md") for key in keys]
+    text = "Being recorded now: " if links else "No run here is being recorded now."
+    return [message("This run has ended", text, *links)]
+
+
+def charts(glance: Glance) -> list[Chart]:
+    """Return the window that is shown."""
+    found = follow(glance)
+    return [] if isinstance(found, str) else [draw(glance, *found)]
+
+
+def follow(glance: Glance) -> tuple[LiveRun, Device] | str:
+    """Return the run, read up to now, and its device; or why it cannot be followed."""
+    known = state.current()
+    if not known.catalog.is_inside(glance.entry):
+        return "it leads out of the directory that is shown"
+    try:
+        run = known.live.follow(glance.entry.path)
+    except (OSError, ValueError, KeyError) as error:
+        return f"{glance.entry.reason or 'its files cannot be read'} ({error})"
+    return run, run.devices.get(glance.view.device) or _choose_device(run)
+
+
+def _choose_device(run: LiveRun) -> Device:
+    """Return the GPU that held most, or else the CPU."""
+    gpus = [device for name, device in run.devices.items() if name not in ("cpu", "meta")]
+    most = max(gpus, key=lambda d: d.peak.total_bytes if d.peak else 0, default=None)
+    return most or run.devices.get("cpu") or Device()
+
+
+def say(glance: Glance, run: LiveRun, device: Device) -> list[Component]:
+    """Return how the run stands, and the figures above the picture."""
+    status = glance.entry.status.replace("_", " ")
+    peak = device.peak
+    begin = run.begin_ns or 0
+    where = f"highest so far, at {(peak.time_ns - begin) / 1e9:.1f} s" if peak else "highest so far"
+    size, headroom = _describe_headroom(run, device)
+    behind = " Catching up with what was written before." if run.is_behind else ""
+    seconds = (run.last_ns - begin) / 1e9
+    return [
+        html.P(
+            f"{status.capitalize()}: {run.steps:,} steps, {run.events:,} events, "
+            f"{seconds:.1f} s of the run.{behind}",
+            className="readout live-said",
+        ),
+        tiles(
+            tile(format_bytes(device.total_bytes), "live now"),
+            tile(format_bytes(peak.total_bytes if peak else 0), where),
+            tile(size, headroom),
+            tile(f"{run.steps:,}", "steps ended"),
+        ),
+    ]
+
+
+def _describe_headroom(run: LiveRun, device: Device) -> tuple[str, str]:
+    """Return what is left of the device's memory, as it was last sampled."""
+    name = next((n for n, d in run.devices.items() if d is device), "cpu")
+    sample = run.samples.get("host" if name == "cpu" else name)
+    if sample is None:
+        return "–", "headroom: no samples were recorded"
+    total, used = (sample[level] for level in _LEVELS)
+    return format_bytes(total - used), f"headroom: free of {format_bytes(total)}, all processes"
+
+
+def draw(glance: Glance, run: LiveRun, device: Device) -> Chart:
+    """Return the picture of the window."""
+    begin = run.begin_ns or 0
+    since = max(begin, run.last_ns - int(WINDOW_SECONDS * 1e9))
+    instants = device.instants(since)
+    figure = draw_live(instants, device.peak, begin, scheme=glance.scheme)
+    why = (
+        f"The last {WINDOW_SECONDS:.0f} seconds, by what the program says of its tensors; extremes "
+        "of every tenth of a second are kept. Categories come when the run is read as a whole: see "
+        "the other pages."
+    )
+    return Chart("live", "Live bytes", why, _tabulate(instants, begin), figure)
+
+
+def _tabulate(instants: Sequence[Instant], begin_ns: int) -> Table:
+    names = sorted({name for instant in instants for name, _ in instant.by_role}, key=stack_order)
+    columns = (
+        Column("seconds", Unit.SECONDS),
+        Column("total_bytes", Unit.BYTES),
+        *(Column(f"{name}", Unit.BYTES) for name in names),
+    )
+    rows = []
+    for instant in instants:
+        sizes = dict(instant.by_role)
+        seconds = (instant.time_ns - begin_ns) / 1e9
+        rows.append([seconds, instant.total_bytes, *(sizes.get(name, 0) for name in names)])
+    return Table(columns, rows)
+
+
+def register(app: Dash) -> None:
+    """Register the clock."""
+    app.callback(
+        Output(ids.LIVE, "figure"),
+        Output(ids.LIVE_SAID, "children"),
+        Output(ids.TICK, "disabled"),
+        Input(ids.TICK, "n_intervals"),
+        State(ids.VIEW, "data"),
+        prevent_initial_call=True,
+    )(_tick)
+
+
+def _tick(_: int, data: dict[str, Any]) -> tuple[Any, Any, bool]:
+    glance = glance_at(View.read(data))
+    if isinstance(glance, Missing):
+        return no_update, no_update, True
+    found = follow(glance)
+    if isinstance(found, str):
+        return no_update, message("This run cannot be followed any more", found, is_bad=True), True
+    run, device = found
+    is_over = glance.entry.status != Status.RECORDING.value and not run.is_behind
+    return draw(glance, run, device).figure, say(glance, run, device), is_over
+
+
+PAGE = Page(
+    "live",
+    "Live",
+    "A run while it is recorded",
+    layout,
+    charts,
+    register,
+    needs_digest=False,
+    draws_itself=True,
+)

@@ -1,0 +1,41 @@
+"""``attnprof compare``: the difference of two peaks, and the exit code that says it is allowed."""
+
+import json
+from pathlib import Path
+
+from cli_calls import TRAINING, call
+
+import attnprof
+
+
+def record_longer(folder: Path) -> Path:
+    """Record the same training with sequences of twice the length."""
+    (folder / "longer.py").write_text(TRAINING.replace("randn(2, 64, 32)", "randn(2, 128, 32)"))
+    ended = call("run", "--out", "longer", "longer.py", cwd=folder)
+    assert ended.code == 0, ended.err
+    return folder / "longer"
+
+
+def test_compare_fails_if_the_second_peak_is_higher(recorded: Path, tmp_path: Path) -> None:
+    longer = record_longer(tmp_path)
+    ended = call("compare", "--json", str(recorded / "run"), str(longer), cwd=tmp_path)
+    assert ended.code == 1
+    values = json.loads(ended.out)
+    first, second = (attnprof.load(path).peak().total_bytes for path in (recorded / "run", longer))
+    assert values["difference_bytes"] == second - first
+    assert sum(part["difference_bytes"] for part in values["by_category"]) == second - first
+    run = str(recorded / "run")
+    assert call("compare", "--allow", "900", run, str(longer), cwd=tmp_path).code == 0
+    assert call("compare", str(longer), run, cwd=tmp_path).code == 0
+
+
+def test_compare_of_a_run_with_itself_is_no_difference(recorded: Path) -> None:
+    ended = call("compare", "run", "run", cwd=recorded)
+    assert ended.code == 0
+    assert "total" in ended.out
+
+
+def test_compare_needs_runs(tmp_path: Path) -> None:
+    ended = call("compare", "none", "none", cwd=tmp_path)
+    assert ended.code == 2
+    assert ended.err.count("\n") == 1

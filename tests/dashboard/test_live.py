@@ -1,0 +1,133 @@
+"""Following a run: nothing is read twice, the peak is exact, and the writer does not notice."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import attnprof
+from attnprof.store import RunWriter
+from attnprof.store.schema import BORN, FREED, RESIZED
+from attnprof.vocabulary import Status
+from attnprof_dashboard.data.live import LiveRun, LiveStore
+
+
+def make_events(*rows: tuple[int, int, int, int]) -> dict[str, dict[str, list[object]]]:
+    """Return a commit of (storage, kind, bytes, nanoseconds)."""
+    storage, kind, size, time_ns = map(list, zip(*rows, strict=True))
+    count = len(rows)
+    device = [-1 if k == FREED else 0 for k in kind]
+    return {
+        "storage_events": {
+            "storage": storage, "kind": kind, "size_bytes": size, "address": [0] * count,
+            "device": device, "time_ns": time_ns, "op": [0] * count, "signature": [-1] * count,
+        }
+    }  # fmt: skip
+
+
+DEVICES: dict[str, dict[str, list[object]]] = {"devices": {"name": ["cpu"]}}
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> RunWriter:
+    (tmp_path / "run").mkdir()
+    return RunWriter(tmp_path / "run", {})
+
+
+@pytest.mark.parametrize("name", ["train/eager", "train/fused", "decode"])
+def test_peak_of_a_followed_run_is_that_of_the_api(runs: Path, name: str) -> None:
+    live = LiveRun(runs / name)
+    live.update(budget_seconds=60)
+    peak = attnprof.load(runs / name).peak()
+    found = live.devices[peak.device].peak
+    assert found is not None
+    assert found.total_bytes == peak.total_bytes
+    assert sum(size for _, size in found.by_role) == peak.total_bytes
+
+
+def test_parameters_are_told_apart(runs: Path) -> None:
+    live = LiveRun(runs / "train" / "eager")
+    live.update(budget_seconds=60)
+    peak = live.devices["cpu"].peak
+    assert peak is not None
+    expected = attnprof.load(runs / "train" / "eager").peak().by_category()["parameters"]
+    assert dict(peak.by_role)["parameters"] == expected
+
+
+def test_only_what_was_added_is_read(writer: RunWriter) -> None:
+    live = LiveRun(writer.path)
+    writer.commit({**DEVICES, **make_events((0, BORN, 100, 1), (1, BORN, 50, 2))})
+    live.update()
+    assert (live.events, live.devices["cpu"].total_bytes) == (2, 150)
+    live.update()
+    assert live.events == 2
+    writer.commit(make_events((0, FREED, 0, 3), (1, RESIZED, 80, 4)))
+    live.update()
+    assert (live.events, live.devices["cpu"].total_bytes) == (4, 80)
+    peak = live.devices["cpu"].peak
+    assert peak is not None
+    assert peak.total_bytes == 150
+    writer.close(Status.COMPLETED)
+
+
+def test_half_a_line_of_the_journal_waits(writer: RunWriter) -> None:
+    writer.commit({**DEVICES, **make_events((0, BORN, 100, 1))})
+    journal = writer.path / "journal.jsonl"
+    whole = journal.read_bytes()
+    writer.commit(make_events((1, BORN, 11, 2)))
+    both = journal.read_bytes()
+    journal.write_bytes(both[: len(whole) + 9])
+    live = LiveRun(writer.path)
+    live.update()
+    assert live.devices["cpu"].total_bytes == 100
+    journal.write_bytes(both)
+    live.update()
+    assert live.devices["cpu"].total_bytes == 111
+    writer.close(Status.COMPLETED)
+
+
+def test_catching_up_stops_when_its_time_is_over(writer: RunWriter) -> None:
+    writer.commit({**DEVICES, **make_events((0, BORN, 1, 1))})
+    writer.commit(make_events((1, BORN, 1, 2)))
+    live = LiveRun(writer.path)
+    live.update(budget_seconds=-1)
+    assert live.is_behind
+    live.update()
+    assert not live.is_behind
+    assert live.devices["cpu"].total_bytes == 2
+    writer.close(Status.COMPLETED)
+
+
+def test_old_extremes_leave_the_window_but_the_peak_stays(writer: RunWriter) -> None:
+    second = 1_000_000_000
+    late = 600 * second
+    writer.commit(
+        {**DEVICES, **make_events((0, BORN, 900, 0), (0, FREED, 0, 1), (1, BORN, 5, late))}
+    )
+    live = LiveRun(writer.path)
+    live.update()
+    device = live.devices["cpu"]
+    assert max(i.total_bytes for i in device.instants(late - 60 * second)) == 5
+    assert device.peak is not None
+    assert device.peak.total_bytes == 900
+    writer.close(Status.COMPLETED)
+
+
+def test_damaged_table_is_an_error(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "train" / "eager", tmp_path / "run")
+    table = tmp_path / "run" / "tables" / "storage_events.arrows"
+    table.write_bytes(b"\0" * table.stat().st_size)
+    with pytest.raises(ValueError, match="damaged"):
+        LiveRun(tmp_path / "run").update(budget_seconds=60)
+
+
+def test_run_that_is_gone_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        LiveStore().follow(tmp_path / "gone")
+
+
+def test_following_changes_no_file(runs: Path) -> None:
+    files = sorted(file for file in (runs / "decode").rglob("*") if file.is_file())
+    before = [(file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+    LiveStore().follow(runs / "decode")
+    assert [(file.stat().st_mtime_ns, file.stat().st_size) for file in files] == before

@@ -1,0 +1,193 @@
+"""Every page on every kind of run: something to read, the API's numbers, and never an exception."""
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from conftest import TOKEN
+from flask.testing import FlaskClient
+
+import attnprof
+from attnprof.growth import Growth
+from attnprof_dashboard.app import create_app
+from attnprof_dashboard.data.catalog import Catalog
+from attnprof_dashboard.pages import PAGES
+from attnprof_dashboard.pages.page import Page, render
+
+HOST = {"Host": "127.0.0.1"}
+RUNS = ("train/eager", "train/fused", "decode", "sweep/measured-000000128", "failed", "empty")
+
+
+def show(client: FlaskClient, page: Page, **query: Any) -> str:
+    """Return a page as the JSON that goes to the browser."""
+    with client.application.test_request_context("/", headers=HOST):
+        return json.dumps(render(page, query).to_plotly_json(), default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "to_plotly_json"):
+        return value.to_plotly_json()
+    return value.tolist() if isinstance(value, np.ndarray) else str(value)
+
+
+def find_page(name: str) -> Page:
+    return next(page for page in PAGES if page.name == name)
+
+
+@pytest.mark.parametrize("key", [*RUNS, "no such run", "../train/eager", ""])
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_page_shows_something_for_any_run(client: FlaskClient, page: Page, key: str) -> None:
+    assert page.title in show(client, page, run=key)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_page_survives_a_wrong_query(client: FlaskClient, page: Page) -> None:
+    query = {
+        "t0": "x", "t1": "-9" * 30, "at": "99999999", "since": "-5", "block": "1e9", "step": "-1",
+        "layer": "<script>", "category": "none", "device": "cuda:9", "other": "no", "sweep": "no",
+        "batch_doublings": "999", "unknown": "1",
+    }  # fmt: skip
+    assert page.title in show(client, page, run="train/eager", **query)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_page_of_an_empty_directory_says_how_to_begin(page: Page, tmp_path: Path) -> None:
+    app = create_app(Catalog(tmp_path), token=TOKEN, cache=tmp_path / "cache")
+    assert "attnprof run" in show(app.server.test_client(), page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_chart_can_be_saved(client: FlaskClient, page: Page) -> None:
+    for key in ("train/eager", "decode"):
+        response = client.get(f"/export/{page.name}.html?run={key}", headers=HOST)
+        assert response.status_code == 200
+        text = response.get_data(as_text=True)
+        assert "<script src" not in text
+        assert "<link" not in text
+
+
+def read_csv(client: FlaskClient, address: str) -> list[dict[str, str]]:
+    response = client.get(f"/export/{address}", headers=HOST)
+    assert response.status_code == 200, address
+    return list(csv.DictReader(io.StringIO(response.get_data(as_text=True))))
+
+
+def test_categories_are_those_of_the_api(client: FlaskClient, runs: Path) -> None:
+    rows = read_csv(client, "overview/categories.csv?run=train/eager")
+    peak = attnprof.load(runs / "train" / "eager").peak()
+    assert {row["category"]: int(row["size_bytes"]) for row in rows} == peak.by_category()
+
+
+def test_timeline_has_the_peak_and_sums_to_it(client: FlaskClient, runs: Path) -> None:
+    rows = read_csv(client, "timeline/timeline.csv?run=train/eager")
+    peak = attnprof.load(runs / "train" / "eager").peak()
+    assert max(int(row["total_bytes"]) for row in rows) == peak.total_bytes
+    for row in rows:
+        parts = [int(v) for name, v in row.items() if name not in ("seconds", "total_bytes")]
+        assert sum(parts) == int(row["total_bytes"])
+
+
+def test_heatmap_is_the_api_by_layer(client: FlaskClient, runs: Path) -> None:
+    rows = read_csv(client, "layers/heatmap.csv?run=train/eager")
+    expected = attnprof.load(runs / "train" / "eager").peak().by_layer()
+    assert sorted(int(r["size_bytes"]) for r in rows) == sorted(expected["size_bytes"].to_list())
+
+
+def test_cache_is_that_of_the_api(client: FlaskClient, runs: Path) -> None:
+    rows = read_csv(client, "kv-cache/forwards.csv?run=decode")
+    frame = attnprof.load(runs / "decode").kv_cache()
+    held = dict(frame.group_by("forward").agg(pl.col("held_bytes").sum()).iter_rows())
+    assert {int(r["forward"]): int(r["held_bytes"]) for r in rows} == held
+
+
+def test_growth_is_that_of_the_api(client: FlaskClient, runs: Path) -> None:
+    rows = read_csv(client, "growth/growth.csv?run=sweep/measured-000000128")
+    growth = Growth.load(runs / "sweep")
+    found = {int(row["seq_len"]): int(row["peak_bytes"]) for row in rows}
+    assert found == {n: growth.run(n).peak().total_bytes for n in (32, 64, 128)}
+
+
+def test_comparison_sums_to_the_difference(client: FlaskClient, runs: Path) -> None:
+    first, second = (
+        attnprof.load(runs / "train" / name).peak().total_bytes for name in ("eager", "fused")
+    )
+    for chart in ("categories", "layers"):
+        rows = read_csv(client, f"compare/{chart}.csv?run=train/eager&other=train/fused")
+        assert sum(int(row["difference_bytes"]) for row in rows) == second - first
+
+
+def test_comparison_is_there_for_programs(client: FlaskClient, runs: Path) -> None:
+    address = "/export/compare.json?run=train/eager&other=train/fused"
+    values = client.get(address, headers=HOST).get_json()
+    first, second = (
+        attnprof.load(runs / "train" / name).peak().total_bytes for name in ("eager", "fused")
+    )
+    assert values["difference_bytes"] == second - first
+    for parts in (values["by_category"], values["by_layer"]):
+        assert sum(part["difference_bytes"] for part in parts) == second - first
+
+
+@pytest.mark.parametrize("address", ["none.html", "overview/none.csv", "none/none.csv"])
+def test_unknown_file_is_not_found(client: FlaskClient, address: str) -> None:
+    assert client.get(f"/export/{address}", headers=HOST).status_code == 404
+
+
+def test_what_ended_a_run_is_shown_as_text(client: FlaskClient) -> None:
+    assert "<b>nothing</b>" in show(client, find_page("overview"), run="failed")
+    response = client.get("/export/overview.html?run=failed", headers=HOST)
+    assert "<b>nothing</b>" not in response.get_data(as_text=True)
+
+
+def test_truncated_run_says_so(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "train" / "eager", tmp_path / "runs" / "cut")
+    table = tmp_path / "runs" / "cut" / "tables" / "ops.arrows"
+    table.write_bytes(table.read_bytes()[: table.stat().st_size * 2 // 3])
+    app = create_app(Catalog(tmp_path / "runs"), token=TOKEN, cache=tmp_path / "cache")
+    text = show(app.server.test_client(), find_page("overview"), run="cut")
+    assert "Truncated" in text
+
+
+def test_damaged_table_has_a_page(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "train" / "eager", tmp_path / "runs" / "bad")
+    table = tmp_path / "runs" / "bad" / "tables" / "storage_events.arrows"
+    table.write_bytes(b"\0" * table.stat().st_size)
+    app = create_app(Catalog(tmp_path / "runs"), token=TOKEN, cache=tmp_path / "cache")
+    client = app.server.test_client()
+    for page in PAGES:
+        assert "cannot be" in show(client, page, run="bad")
+
+
+def test_run_that_is_deleted_while_open_stays_usable(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attnprof_dashboard.data.catalog._FRESH_SECONDS", 0.0)
+    shutil.copytree(runs / "train" / "eager", tmp_path / "runs" / "gone")
+    app = create_app(Catalog(tmp_path / "runs"), token=TOKEN, cache=tmp_path / "cache")
+    client = app.server.test_client()
+    before = show(client, find_page("timeline"), run="gone")
+    shutil.rmtree(tmp_path / "runs" / "gone")
+    after = show(client, find_page("timeline"), run="gone")
+    assert "Deleted" not in before
+    assert "Deleted" in after
+    assert "Live bytes" in after
+
+
+def test_pages_leave_torch_out() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, attnprof_dashboard.app, attnprof_dashboard.data.derive; "
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={"PYTHONPATH": ":".join(p for p in sys.path if p)},
+    )  # fmt: skip
+    assert done.stdout.strip() == "False"

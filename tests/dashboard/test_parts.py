@@ -1,0 +1,157 @@
+"""Views, tables, scales, and what is kept of a run."""
+
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import attnprof
+from attnprof.errors import CommandError
+from attnprof_dashboard.data.catalog import Catalog
+from attnprof_dashboard.data.growth_digest import Scale, interpolate
+from attnprof_dashboard.data.segment_map import describe_allocator
+from attnprof_dashboard.data.store import DigestStore
+from attnprof_dashboard.figures.bars import draw_bars, draw_lines, draw_waterfall
+from attnprof_dashboard.figures.layers import draw_heatmap, draw_own_peaks
+from attnprof_dashboard.serve import bind
+from attnprof_dashboard.table import Column, Link, Table, Unit, write_csv
+from attnprof_dashboard.view import View
+
+
+@given(
+    run=st.text(max_size=20),
+    layer=st.text(max_size=20),
+    t0=st.none() | st.integers(0, 2**62),
+    at=st.none() | st.integers(-1, 2**40),
+)
+def test_view_comes_back_from_its_query(
+    run: str, layer: str, t0: int | None, at: int | None
+) -> None:
+    from urllib.parse import parse_qsl
+
+    view = View(run=run, layer=layer, t0=t0, at=at)
+    assert View.read(dict(parse_qsl(view.query()[1:]))) == view
+
+
+@pytest.mark.parametrize("text", ["", "x", "1.5", "--1", "9" * 30, "²", "0x10", None])
+def test_view_leaves_out_what_is_no_number(text: str | None) -> None:
+    assert View.read({"t0": text}).t0 is None
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\tx", "\rx"])
+def test_csv_holds_no_formula(text: str) -> None:
+    table = Table((Column("layer", Unit.NAME),), [[text], [Link(text, "/")]])
+    lines = write_csv(table).split("\n")
+    assert all(not line.strip('"').startswith(text[0]) for line in lines[1:] if line)
+
+
+def test_csv_has_whole_numbers() -> None:
+    table = Table((Column("size_bytes", Unit.BYTES),), [[2**60 + 1], [-5]])
+    assert write_csv(table) == f"size_bytes\n{2**60 + 1}\n-5\n"
+
+
+def test_scale_multiplies_what_depends_on_it() -> None:
+    scale = Scale(batch=2, heads=4, item=0.5)
+    assert scale.apply("softmax", 100) == 100 * 2 * 4 * 0.5
+    assert scale.apply("activations", 100) == 100 * 2 * 0.5
+    assert scale.apply("parameters", 100) == 100 * 0.5
+    assert scale.apply("inputs", 100) == 100 * 2
+
+
+def test_wall_is_read_off_between_points() -> None:
+    squares = [(n, n * n) for n in (10, 100, 1000)]
+    assert interpolate(squares, 400) == pytest.approx(20, abs=1)
+    assert interpolate(squares, 50) is None
+    assert interpolate(squares, 10**9) is None
+
+
+def test_names_are_no_markup_in_figures() -> None:
+    name = "</script><a href='http://evil.example'>x</a>"
+    figures = [
+        draw_heatmap({(name, "softmax"): 5}, scheme="light"),
+        draw_own_peaks({name: 5}, {name: 5}, scheme="dark"),
+        draw_bars([name], {name: [5]}, scheme="light"),
+        draw_lines([0, 1], {name: [1, 2]}, scheme="light", title="step"),
+        draw_waterfall((name, 5), [(name, 1)], (name, 6), scheme="light"),
+    ]
+    for figure in figures:
+        assert "<a href" not in figure.to_json().replace("\\u003c", "<")
+
+
+def test_segments_hold_what_is_reserved(runs: Path) -> None:
+    frame = attnprof.load(runs / "train" / "eager").attribution.allocations
+    found = describe_allocator(frame)
+    assert found is not None
+    segments = found["segments"]
+    assert sum(s["size_bytes"] for s in segments) == found["reserved_peak_bytes"]
+    assert max(found["reserved_bytes"]) == found["reserved_peak_bytes"]
+    for segment in segments:
+        assert sum(size for size, _ in segment["blocks"]) == segment["size_bytes"]
+        assert sum(size for size, name in segment["blocks"] if not name) == segment["free_bytes"]
+
+
+def test_live_blocks_are_those_of_the_api(runs: Path, cache: Path) -> None:
+    digest = DigestStore(Catalog(runs), cache).open("train/eager").digest
+    assert digest is not None
+    device = digest.device()
+    peak = attnprof.load(runs / "train" / "eager").peak()
+    live = device.live_at(device.peak_event)
+    assert live["allocation_id"].to_list() == peak.allocations["allocation_id"].to_list()
+    assert int(live["size_bytes"].sum()) == peak.total_bytes
+    at = device.index.categories_at(np.array([device.peak_event]))
+    assert {name: int(size[0]) for name, size in at.items() if size[0]} == peak.by_category()
+
+
+def test_blocks_between_two_instants_are_the_later_ones(runs: Path, cache: Path) -> None:
+    digest = DigestStore(Catalog(runs), cache).open("train/eager").digest
+    assert digest is not None
+    device = digest.device()
+    first, second = 20, device.peak_event
+    before = set(device.live_at(first)["allocation_id"])
+    now = set(device.live_at(second)["allocation_id"])
+    assert set(device.allocated_between(first, second)["allocation_id"]) == now - before
+
+
+def test_run_is_derived_once(runs: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert DigestStore(Catalog(runs), tmp_path / "cache").open("decode").digest is not None
+    kept = [path for path in (tmp_path / "cache").iterdir() if not path.name.startswith(".")]
+    assert len(kept) == 1
+    assert os.stat(tmp_path / "cache").st_mode & 0o077 == 0
+
+
+def test_long_run_is_derived_in_another_process(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attnprof_dashboard.data.store._LONG_RUN_BYTES", 0)
+    store = DigestStore(Catalog(runs), tmp_path / "cache")
+    assert store.open("decode").is_pending
+    for thread in list(store._working.values()):
+        thread.join(timeout=120)
+    assert store.open("decode").digest is not None
+
+
+def test_server_says_that_its_port_is_taken(runs: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(CommandError, match="port"):
+        bind(runs, port=taken.getsockname()[1], cache=tmp_path)
+
+
+def test_server_needs_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="no directory"):
+        bind(tmp_path / "none")
+
+
+def test_notebook_shows_a_frame_with_the_run(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import attnprof_dashboard
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(runs.parent / "notebook-cache"))
+    view = attnprof_dashboard.jupyter(attnprof.load(runs / "decode"))
+    html = view._repr_html_()
+    assert "<iframe" in html
+    assert "run=decode" in html
+    assert "http://localhost:" in html
+    view.close()
