@@ -8,7 +8,8 @@ from typing import Any
 import polars as pl
 
 from attnprof.analysis.allocator import AllocatorSettings, Simulation, simulate_allocator
-from attnprof.analysis.imported import ImportedAttribution, attribute_snapshot
+from attnprof.analysis.device_history import AllocatorAttribution
+from attnprof.analysis.imported import attribute_snapshot
 from attnprof.analysis.kv_cache import describe_kv_cache
 from attnprof.analysis.layers import describe_layers
 from attnprof.analysis.memory_state import (
@@ -18,11 +19,13 @@ from attnprof.analysis.memory_state import (
     find_state_at_peak,
 )
 from attnprof.analysis.peak import Peak, find_peak
+from attnprof.analysis.reconcile import Reconciliation, reconcile
 from attnprof.analysis.steps import describe_steps
 from attnprof.analysis.timeline import sample_timeline
+from attnprof.analysis.traced import attribute_traced
 from attnprof.analysis.what_if.advice import Advice, WhatIf, ask, find_advice
 from attnprof.analysis.what_if.scenario import Options
-from attnprof.attribution import Attribution, attribute
+from attnprof.attribution import Attribution
 from attnprof.store import StoredRun, open_run
 from attnprof.vocabulary import Status
 
@@ -65,7 +68,9 @@ class Run:
     @cached_property
     def attribution(self) -> Attribution:
         """The run's facts and what they mean; `allocations` and the rest are views of it."""
-        return attribute_snapshot(self._stored) if self.is_imported else attribute(self._stored)
+        return (
+            attribute_snapshot(self._stored) if self.is_imported else attribute_traced(self._stored)
+        )
 
     @cached_property
     def allocations(self) -> pl.DataFrame:
@@ -213,25 +218,35 @@ class Run:
     def out_of_memory(self) -> FailedRequest | None:
         """Return the last request that the device had no room for, and who held the rest.
 
-        Only imported runs can tell; None for others, and where no request failed.
+        Runs on CUDA can tell, traced or imported; None for others, and where no request failed.
         """
         attribution = self.attribution
-        if not isinstance(attribution, ImportedAttribution):
+        if not isinstance(attribution, AllocatorAttribution):
             return None
         return find_failed_request(attribution)
 
     def memory_state(self, peak: Peak) -> MemoryState | None:
         """Return what the allocator had reserved at a peak, and in how many pieces it was free.
 
-        Only imported runs can tell; None for others.
+        Runs on CUDA can tell, traced or imported; None for others.
 
         Args:
             peak: One of this run's.
         """
         attribution = self.attribution
-        if not isinstance(attribution, ImportedAttribution):
+        if not isinstance(attribution, AllocatorAttribution):
             return None
         return find_state_at_peak(attribution, peak)
+
+    def reconciliation(self) -> list[Reconciliation]:
+        """Return torch's own counters of CUDA's memory beside what this run adds up to.
+
+        Empty where the run was not traced, or has no history of an allocator.
+        """
+        attribution = self.attribution
+        if self.is_imported or not isinstance(attribution, AllocatorAttribution):
+            return []
+        return reconcile(attribution, self.info.get("allocator", {}))
 
     def timeline(self, max_points: int = 2000, *, device: str | None = None) -> pl.DataFrame:
         """Return live bytes by category over time, at most ``max_points`` rows, extremes kept.

@@ -45,6 +45,9 @@ class OwnBlocks:
 
     storage: Ints
     size_bytes: Ints
+    """What the allocator took."""
+    needed_bytes: Ints
+    """What the tensors need."""
     start: Ints
     end: Ints
 
@@ -54,6 +57,8 @@ class Content:
     """What a layer's cache holds when a forward has ended."""
 
     held_bytes: int
+    needed_bytes: int
+    """What is held, but for what the allocator rounded up."""
     reachable_bytes: int
     used_bytes: int
     tokens: int | None
@@ -103,10 +108,10 @@ class CacheLayer:
         """Return what the layer holds when a forward has ended."""
         own, place = self.blocks, forward.settled_event
         live = np.flatnonzero((own.start < place) & (own.end >= place))
-        held = int(own.size_bytes[live].sum())
+        held, needed = int(own.size_bytes[live].sum()), int(own.needed_bytes[live].sum())
         reachable, by_dtype = 0, dict[str, int]()
         for at in live.tolist():
-            storage, size = int(own.storage[at]), int(own.size_bytes[at])
+            storage, size = int(own.storage[at]), int(own.needed_bytes[at])
             view = self._use.find_view(storage, forward.exit_op)
             if view is None:
                 reachable += size
@@ -116,7 +121,7 @@ class CacheLayer:
             seen = self._dtype_of(storage, view.dtype)
             by_dtype[seen] = by_dtype.get(seen, 0) + size
         call = self._call_before(forward)
-        used, tokens = self._count_used(forward, live, held, reachable, call)
+        used, tokens = self._count_used(forward, live, needed, reachable, call)
         dtype = max(by_dtype, key=lambda name: by_dtype[name], default="")
         blocks = EMPTY
         table = self._tables.find(self.path, self._storages, forward) if self._tables else None
@@ -124,27 +129,27 @@ class CacheLayer:
             tokens = table["tokens"]
             used = tokens * self._slot_bytes
             blocks = describe_blocks(table, self._slot_bytes)
-        return Content(held, reachable, used, tokens, dtype, blocks)
+        return Content(held, needed, reachable, used, tokens, dtype, blocks)
 
     def _count_used(
-        self, forward: Forward, live: Ints, held: int, reachable: int, call: AttentionCall | None
+        self, forward: Forward, live: Ints, needed: int, reachable: int, call: AttentionCall | None
     ) -> tuple[int, int | None]:
         """Return the bytes that tokens were written to, and how many tokens those are."""
         if call is None or self.category is Category.RECURRENT_STATE:
             return reachable, None
         if not self._in_place:
-            tokens = call.k_len * reachable / held if held and not self._is_packed else call.k_len
-            return reachable, round(tokens)
+            share = reachable / needed if needed and not self._is_packed else 1
+            return reachable, round(call.k_len * share)
         token_bytes = self._slot_bytes
         if not token_bytes:
             return reachable, None
-        capacity = held // token_bytes
+        capacity = needed // token_bytes
         if call.k_len < capacity:  # it reads what was written, and not the room after it
             return call.k_len * token_bytes, call.k_len
         written = sum(
             min(self._written_before(int(self.blocks.storage[at]), forward.exit_op), size)
             for at in live.tolist()
-            if (size := int(self.blocks.size_bytes[at]))
+            if (size := int(self.blocks.needed_bytes[at]))
         )
         tokens = min(written // token_bytes, capacity)
         return tokens * token_bytes, tokens
@@ -174,7 +179,7 @@ class CacheLayer:
         found = set()
         for storage in self._storages:
             own = [w for w in self._use.writes_of(storage) if w.size_bytes and self._is_own(w.op)]
-            size = int(self.blocks.size_bytes[self.blocks.storage == storage].max())
+            size = int(self.blocks.needed_bytes[self.blocks.storage == storage].max())
             if any(w.size_bytes < size for w in own) or len(own) > 1:
                 found.add(storage)
         return found
@@ -244,7 +249,7 @@ class CacheLayer:
             return CacheKind.CROSS
         # After its own forwards: what is cropped later is no window.
         is_sliced = any(
-            content.reachable_bytes < content.held_bytes
+            content.reachable_bytes < content.needed_bytes
             for forward, content in zip(forwards, contents, strict=True)
             if forward.number in self._calls
         )

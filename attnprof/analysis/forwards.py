@@ -6,7 +6,7 @@ import numpy as np
 
 from attnprof.attribution.attribute import Attribution
 from attnprof.attribution.phases import PHASES
-from attnprof.store.schema import FREED, OUTERMOST
+from attnprof.store.schema import OUTERMOST
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ def find_forwards(attribution: Attribution) -> list[Forward]:
     times = np.maximum.accumulate(facts.events["time_ns"])
     enter = np.searchsorted(times, facts.scopes["enter_ns"][outer][order], "right")
     leave = np.searchsorted(times, facts.scopes["exit_ns"][outer][order], "right")
-    others = np.flatnonzero(facts.events["kind"] != FREED)
-    others = np.append(others, len(times))[np.searchsorted(others, leave, "left")]
+    births = np.append(facts.births, len(times))
+    others = births[np.searchsorted(facts.births, leave, "left")]
     settled = np.minimum(
         others, np.searchsorted(facts.events["op"], timeline.forward_exit, "right")
     )

@@ -1,23 +1,19 @@
 """Runs made of a memory snapshot: blocks from the allocator's history, labels from call stacks."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from attnprof.analysis.allocator.history import (
-    KINDS,
-    OTHER,
-    Events,
-    Lives,
-    list_lives,
+from attnprof.analysis.device_history import (
+    AllocatorAttribution,
+    DeviceHistory,
+    read_histories,
 )
-from attnprof.analysis.allocator.settings import AllocatorSettings
 from attnprof.analysis.peak import replay
-from attnprof.attribution.attribute import Attribution
 from attnprof.attribution.blocks import Blocks
 from attnprof.attribution.cache import Kept
 from attnprof.attribution.facts import Bools, Facts, Ints
@@ -28,7 +24,6 @@ from attnprof.attribution.phases import CODE as PHASE
 from attnprof.attribution.phases import PHASES, find_timeline
 from attnprof.attribution.workspace import NO_STORAGE
 from attnprof.store.reader import StoredRun
-from attnprof.store.schema import SEED, SEGMENT_SEED
 from attnprof.vocabulary import Phase
 
 _OPTIMIZER_STEP = "Optimizer.step#"
@@ -36,76 +31,31 @@ _OPTIMIZER_STEP = "Optimizer.step#"
 
 
 @dataclass(frozen=True)
-class DeviceHistory:
-    """The allocator's history of one device of a run, and its blocks."""
-
-    device: str
-    events: Events
-    lives: Lives
-    time_ns: Ints
-    """Per event."""
-    first_row: int
-    """The row of `allocator_events` with the first event."""
-    stack: Ints
-    """Per event, the row of `stacks`, or -1."""
-    settings: AllocatorSettings
-
-
-@dataclass(frozen=True)
-class ImportedAttribution(Attribution):
+class ImportedAttribution(AllocatorAttribution):
     """What a snapshot means; it has no ops, so that the parts about ops are empty."""
 
-    histories: list[DeviceHistory]
     meanings: list[Meaning]
     """Per row of `stacks`, what it says."""
 
-
-def read_histories(stored: StoredRun) -> list[DeviceHistory]:
-    """Return the allocator's history per device of a run that has one."""
-    about = stored.info.get("snapshot", {})
-    settings = _read_settings(about.get("allocator_settings", {}))
-    columns = stored.columns("allocator_events")
-    stack = stored.columns("allocator_contexts")["stack"]
-    actions = stored.table("allocator_events")["action"].combine_chunks().dictionary_encode()
-    words = actions.dictionary.to_pylist()
-    kinds = np.array([KINDS.get(word, OTHER) for word in words], np.int64)
-    is_seed = np.array([word in (SEED, SEGMENT_SEED) for word in words], np.bool_)
-    code = actions.indices.to_numpy()
-    names = stored.table("devices")["name"].to_pylist()
-    histories = []
-    for number, name in enumerate(names):
-        rows = np.flatnonzero(columns["device"] == number)
-        own = slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, 0)
-        events = Events(
-            kinds[code[own]],
-            columns["address"][own],
-            columns["size_bytes"][own],
-            int(is_seed[code[own]].sum()),
-        )
-        lives = list_lives(events, settings, sizes_are_exact=about.get("sizes_are_exact", False))
-        times = columns["time_ns"][own]
-        histories.append(DeviceHistory(name, events, lives, times, own.start, stack[own], settings))
-    return histories
-
-
-def _read_settings(recorded: dict[str, object]) -> AllocatorSettings:
-    try:
-        settings = AllocatorSettings.parse(str(recorded.get("PYTORCH_CUDA_ALLOC_CONF", "")))
-    except ValueError:  # of a release with other options
-        settings = AllocatorSettings()
-    # What was set while the program ran need not be in that text.
-    is_expandable = recorded.get("expandable_segments", settings.expandable_segments) is True
-    return replace(settings, expandable_segments=is_expandable)
+    def describe_event(self, history: DeviceHistory, at: int) -> tuple[str, str | None]:
+        """Return the line of the program at which an event happened, and in which op."""
+        stack = int(history.stack[at])
+        return (self.meanings[stack].place, self.meanings[stack].op) if stack >= 0 else ("", None)
 
 
 def attribute_snapshot(stored: StoredRun) -> ImportedAttribution:
     """Attribute every block of a run that was made of a snapshot."""
     facts = Facts(stored)
-    histories = read_histories(stored)
+    about = stored.info["snapshot"]
+    histories = read_histories(
+        stored,
+        about.get("allocator_settings", {}),
+        sizes_are_exact=about.get("sizes_are_exact", False),
+    )
     meanings = _read_meanings(stored)
     frames = [
-        _build_allocations(history, stored, meanings, _list_step_ends(stored, number))
-        for number, history in enumerate(histories)
+        _build_allocations(history, stored, meanings, _list_step_ends(stored, history.number))
+        for history in histories
     ]
     allocations = pl.concat(frames).with_columns(
         pl.int_range(pl.len()).alias("allocation_id"),
@@ -146,7 +96,7 @@ def _build_allocations(
     history: DeviceHistory, stored: StoredRun, meanings: list[Meaning], step_ends: Ints
 ) -> pl.DataFrame:
     lives, times = history.lives, history.time_ns
-    own = stored.table("allocator_contexts").slice(history.first_row, len(times))
+    own = stored.table("allocator_contexts").slice(int(history.rows[0]), len(times))
     stack = history.stack[lives.begin]
     is_seed = lives.begin < history.events.seeds
     named = _read_words(own["category"], read_category)[lives.begin]

@@ -15,7 +15,7 @@ from attnprof.analysis.forwards import Forward, find_forwards
 from attnprof.analysis.live_bytes import LiveBytes
 from attnprof.attribution.attribute import Attribution
 from attnprof.attribution.calls import AttentionCall
-from attnprof.attribution.facts import ITEM_BYTES
+from attnprof.attribution.facts import ITEM_BYTES, Ints
 from attnprof.vocabulary import Category
 
 SCHEMA = {
@@ -144,10 +144,16 @@ def _take_blocks(attribution: Attribution, shares: list[tuple[int, int, int]]) -
     """Return blocks by position; of one that layers share, a part, to the byte in sum."""
     positions, turn, parts = np.array(shares, np.int64).T
     frame = attribution.allocations
-    whole = frame["size_bytes"].to_numpy()[positions]
+
+    def share(column: str) -> Ints:
+        whole = frame[column].to_numpy()[positions]
+        part: Ints = whole // parts + (turn < whole % parts)
+        return part
+
     return OwnBlocks(
         storage=attribution.blocks.storage[positions],
-        size_bytes=whole // parts + (turn < whole % parts),
+        size_bytes=share("size_bytes"),
+        needed_bytes=share("requested_bytes"),
         start=frame["start"].to_numpy()[positions],
         end=frame["end"].to_numpy()[positions],
     )

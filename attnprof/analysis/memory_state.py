@@ -9,8 +9,10 @@ from attnprof.analysis.allocator.history import OOM, SEGMENT_GIVEN, SEGMENT_TAKE
 from attnprof.analysis.allocator.segments import cut, list_gaps, merge
 from attnprof.analysis.allocator.settings import AllocatorSettings
 from attnprof.analysis.allocator.simulation import simulate_allocator
-from attnprof.analysis.imported import DeviceHistory, ImportedAttribution
+from attnprof.analysis.device_history import AllocatorAttribution, DeviceHistory
 from attnprof.analysis.peak import Peak
+
+_MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class FailedRequest:
     device_free_bytes: int
     """What the device had free, outside of the allocator."""
     place: str
-    """The line of the program that asked; empty where the snapshot has no stack for it."""
+    """The module, or in an imported run the line of code, that asked; empty if not known."""
     state: MemoryState
     held: Peak
     """What was live then, in the form of a peak."""
@@ -53,9 +55,26 @@ class FailedRequest:
     None where they were on, or where the history says too little for one."""
 
     @property
+    def is_capped(self) -> bool:
+        """Whether the device had room for more than any segment that the request could need.
+
+        Then the process was kept from taking it: ``torch.cuda.set_per_process_memory_fraction``.
+        """
+        return _is_capped(self.requested_bytes, self.device_free_bytes)
+
+    @property
     def is_fragmented(self) -> bool:
         """Whether the free memory would have been enough in one piece."""
-        return self.requested_bytes <= self.state.free_bytes + self.device_free_bytes
+        free_bytes = self.state.free_bytes + (0 if self.is_capped else self.device_free_bytes)
+        return self.requested_bytes <= free_bytes
+
+
+def _is_capped(requested_bytes: int, device_free_bytes: int) -> bool:
+    """Return what `FailedRequest.is_capped` does.
+
+    Requests of up to 10 MiB are served from a segment of at most 20; others are rounded up to 2.
+    """
+    return max(requested_bytes + 2 * _MIB, 20 * _MIB) <= device_free_bytes
 
 
 def describe_state(history: DeviceHistory, at: int) -> MemoryState:
@@ -94,17 +113,18 @@ def _list_segments(events: Events, at: int) -> dict[int, int]:
     return spans
 
 
-def find_state_at_peak(attribution: ImportedAttribution, peak: Peak) -> MemoryState | None:
+def find_state_at_peak(attribution: AllocatorAttribution, peak: Peak) -> MemoryState | None:
     """Return what the allocator held at a peak; None for a device without a history."""
     history = next((h for h in attribution.histories if h.device == peak.device), None)
     if history is None or peak.allocations.is_empty():
         return None
-    # Blocks are numbered in the order in which they were taken, and the newest makes the peak.
-    newest = int(peak.allocations["allocation_id"].to_numpy().max())
-    return describe_state(history, int(attribution.allocations["start"][newest]))
+    held = peak.allocations["allocation_id"].to_numpy()
+    # Blocks are numbered by their rows; the newest makes the peak.
+    newest = int(attribution.allocations["start"].to_numpy()[held].max())
+    return describe_state(history, int(np.searchsorted(history.position, newest)))
 
 
-def find_failed_request(attribution: ImportedAttribution) -> FailedRequest | None:
+def find_failed_request(attribution: AllocatorAttribution) -> FailedRequest | None:
     """Return the last request that failed, of the device where that was last; None if none did."""
     found = [
         (int(history.time_ns[rows[-1]]), history, int(rows[-1]))
@@ -118,22 +138,23 @@ def find_failed_request(attribution: ImportedAttribution) -> FailedRequest | Non
 
 
 def _describe_failure(
-    attribution: ImportedAttribution, history: DeviceHistory, at: int
+    attribution: AllocatorAttribution, history: DeviceHistory, at: int
 ) -> FailedRequest:
     requested = int(history.events.size_bytes[at])
     free = int(history.events.address[at])
     state = describe_state(history, at)
-    stack = int(history.stack[at])
+    place, op = attribution.describe_event(history, at)
+    position = int(history.position[at])
     own = attribution.allocations.filter(pl.col("device").cast(pl.String) == history.device)
-    live = own.filter((pl.col("start") <= at) & (pl.col("end") > at))
-    newest = own.filter(pl.col("start") <= at).tail(1)
+    live = own.filter((pl.col("start") <= position) & (pl.col("end") > position))
+    newest = own.filter(pl.col("start") <= position).tail(1)
     held = Peak(
         device=history.device,
         total_bytes=state.allocated_bytes,
         step=int(newest["step"][0]) if len(newest) else 0,
         phase=str(newest["phase"][0]) if len(newest) else "outside",
-        layer=attribution.meanings[stack].place if stack >= 0 else "",
-        op=attribution.meanings[stack].op if stack >= 0 else None,
+        layer=place,
+        op=op,
         time_ns=int(history.time_ns[at]),
         allocations=live.drop("start", "end").sort(
             "size_bytes", "allocation_id", descending=[True, False]
@@ -144,30 +165,34 @@ def _describe_failure(
         time_ns=held.time_ns,
         requested_bytes=requested,
         device_free_bytes=free,
-        place=held.layer,
+        place=place,
         state=state,
         held=held,
-        fits_with_expandable_segments=_try_expandable(history, own, at, state, free),
+        fits_with_expandable_segments=_try_expandable(history, own, at, state),
     )
 
 
 def _try_expandable(
-    history: DeviceHistory, own: pl.DataFrame, at: int, state: MemoryState, device_free_bytes: int
+    history: DeviceHistory, own: pl.DataFrame, at: int, state: MemoryState
 ) -> bool | None:
     """Replay what was asked for with expandable segments, in the memory that there was."""
     if history.settings.expandable_segments or not state.reserved_bytes:
         return None
     requested = int(history.events.size_bytes[at])
+    device_free_bytes = int(history.events.address[at])
+    if _is_capped(requested, device_free_bytes):
+        device_free_bytes = 0
+    position = int(history.position[at])
     failed = pl.DataFrame(
         {
             "device": [history.device],
-            "start": [at],
-            "end": [len(history.events.kind) + 1],
+            "start": [position],
+            "end": [position + 1],
             "requested_bytes": [requested],
             "size_bytes": [requested],
         }
     )
-    before = own.filter(pl.col("start") < at).with_columns(pl.col("device").cast(pl.String))
+    before = own.filter(pl.col("start") < position).with_columns(pl.col("device").cast(pl.String))
     simulated = simulate_allocator(
         pl.concat([before.select(failed.columns), failed]),
         device=history.device,

@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 
 from attnprof.analysis.allocator import simulate_allocator
+from attnprof.analysis.device_history import AllocatorAttribution
 from attnprof.analysis.imported import ImportedAttribution, describe_imported_steps
 from attnprof.analysis.peak import choose_device, replay
 from attnprof.attribution.attribute import Attribution
@@ -34,8 +35,7 @@ def describe_steps(
     step_of_block = replayed.frame["step"].to_numpy()
     phase_of_block = replayed.frame["phase"].cast(pl.String).to_list()
     lengths = _read_lengths(attribution)
-    is_simulated = is_dry and device.startswith("cuda")
-    reserved = _simulate_reserved(attribution, device) if is_simulated else [None] * len(begins)
+    reserved = _find_reserved(attribution, device, is_dry=is_dry)
     rows = []
     for step, (begin, end) in enumerate(zip(begins.tolist(), ends.tolist(), strict=True)):
         own = np.flatnonzero(step_of_block == step)
@@ -54,7 +54,7 @@ def describe_steps(
                 "ops": end - begin,
                 "peak_bytes": int(replayed.live_bytes[at]) if at is not None else 0,
                 "peak_phase": phase_of_block[at] if at is not None else None,
-                "reserved_bytes": reserved[step],
+                "reserved_bytes": reserved[step] if reserved else None,
                 **_time_phases(attribution, begin, end),
             }
         )
@@ -63,17 +63,29 @@ def describe_steps(
     )
 
 
-def _simulate_reserved(attribution: Attribution, device: str) -> list[int]:
-    """Return per step the most bytes that CUDA's caching allocator would reserve in it."""
-    simulated = simulate_allocator(attribution.allocations, device=device)
+def _find_reserved(attribution: Attribution, device: str, *, is_dry: bool) -> list[int]:
+    """Return per step the most bytes reserved in it; none where nothing tells.
+
+    A recorded history does; in a dry run CUDA's caching allocator is simulated.
+    """
+    if isinstance(attribution, AllocatorAttribution):
+        own = [history for history in attribution.histories if history.device == device]
+        if not own:
+            return []
+        positions, after = own[0].position, own[0].reserved_bytes()
+    elif is_dry and device.startswith("cuda"):
+        simulated = simulate_allocator(attribution.allocations, device=device)
+        positions, after = simulated.positions, simulated.reserved_bytes
+    else:
+        return []
     begins = np.searchsorted(
         attribution.facts.events["op"], attribution.timeline.step_begin, "left"
     )
-    first = np.searchsorted(simulated.positions, begins, "left")
-    ends = np.append(first[1:], len(simulated.positions))
+    first = np.searchsorted(positions, begins, "left")
+    ends = np.append(first[1:], len(positions))
     # What was reserved when a step begins still is.
     return [
-        int(simulated.reserved_bytes[max(begin - 1, 0) : end].max(initial=0))
+        int(after[max(begin - 1, 0) : end].max(initial=0))
         for begin, end in zip(first.tolist(), ends.tolist(), strict=True)
     ]
 

@@ -1,11 +1,13 @@
 """Put the rules together: every block of a run gets a category, a layer, a phase and a step."""
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
+from attnprof.attribution.allocated import replace_storages
 from attnprof.attribution.attention import find_calls
 from attnprof.attribution.blocks import Blocks, find_blocks
 from attnprof.attribution.cache import Kept, find_kept, starts_anew
@@ -14,6 +16,7 @@ from attnprof.attribution.facts import Bools, Facts, Ints
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.labels import CATEGORIES, ROLE_CATEGORIES, Labels, label_storages
 from attnprof.attribution.labels import CODE as CATEGORY
+from attnprof.attribution.order import DeviceBlocks
 from attnprof.attribution.phases import CODE as PHASE
 from attnprof.attribution.phases import PHASES, Timeline, find_timeline
 from attnprof.attribution.scans import find_scans
@@ -35,12 +38,17 @@ class Attribution:
     """`Run.allocations`, with the columns ``start`` and ``end`` (order of events) besides."""
 
 
-def attribute(stored: StoredRun) -> Attribution:
-    """Attribute every block of a run; pure: the same tables always give the same answer."""
-    facts = Facts(stored)
+def attribute(stored: StoredRun, devices: Sequence[DeviceBlocks] = ()) -> Attribution:
+    """Attribute every block of a run; pure: the same tables always give the same answer.
+
+    Args:
+        stored: The run.
+        devices: What the allocators of its devices did, where they kept a history.
+    """
+    facts = Facts(stored, devices)
     timeline = find_timeline(facts)
     buffers = find_buffers(facts, stored.info.get("dry_run"))
-    blocks = add_buffers(find_blocks(facts), facts, buffers)
+    blocks = replace_storages(add_buffers(find_blocks(facts), facts, buffers), facts)
     identities = stored.table("identities").to_pylist()
     roles = {row["storage"]: row["role"] for row in identities if row["role"] in ROLE_CATEGORIES}
     inputs = {row["storage"] for row in identities if row["role"] == Role.INPUT}
@@ -165,7 +173,7 @@ def _find_layers(facts: Facts, blocks: Blocks, labels: Labels) -> tuple[Ints, li
     inherits = np.flatnonzero(facts.is_backward & (facts.forward_op >= 0))
     module[inherits] = facts.op_module[facts.forward_op[inherits]]
     number = np.array([labels.number_of(path) for path in facts.module_paths], np.int64)
-    own = np.where(blocks.storage == NO_STORAGE, -1, labels.layer[blocks.storage])
+    own = np.append(labels.layer, -1)[blocks.storage]
     return np.where(own >= 0, own, number[module[blocks.op]]), labels.layers
 
 
@@ -205,14 +213,18 @@ def _find_categories(
     facts: Facts, timeline: Timeline, blocks: Blocks, labels: Labels, phase: Ints, saved: Bools
 ) -> tuple[Ints, Bools]:
     """Return per block its category (its label, else what its life says) and if that is certain."""
-    read = _find_readers(facts, timeline)[blocks.storage]
-    is_workspace = blocks.storage == NO_STORAGE
-    label = np.where(is_workspace, CATEGORY[Category.WORKSPACE], labels.category[blocks.storage])
+    # The last entry of these is for blocks without a storage.
+    read = np.append(_find_readers(facts, timeline), 0)[blocks.storage]
+    label = np.append(labels.category, -1)[blocks.storage]
     from_nobody = blocks.op < 0
+    is_workspace = (blocks.storage == NO_STORAGE) & ~from_nobody
+    unseen = (blocks.storage == NO_STORAGE) & from_nobody & ~blocks.is_found
     in_compiled = from_nobody & facts.is_compiled[np.minimum(blocks.at_op, facts.count)]
     outside = (phase == PHASE[Phase.OUTSIDE]) & ~from_nobody
     kept_by_optimizer = (phase == PHASE[Phase.OPTIMIZER]) & ~blocks.is_freed
     rules: list[tuple[Bools, Category, bool]] = [
+        (is_workspace, Category.WORKSPACE, bool(facts.allocated)),  # else from a formula
+        (unseen, Category.UNATTRIBUTED, False),  # taken outside of ops
         (in_compiled, Category.UNATTRIBUTED, False),  # a fused kernel made it, or wants it
         (from_nobody & (read & _READ_FORWARD > 0), Category.INPUTS, True),
         (from_nobody & (read & _READ_OPTIMIZER > 0), Category.OPTIMIZER_STATE, False),
@@ -229,7 +241,9 @@ def _find_categories(
         exact[condition] = certain
     labelled = label >= 0
     category[labelled] = label[labelled]
-    exact[labelled] = ~is_workspace[labelled]
+    exact[labelled] = True
+    guessed = [each.blocks.device for each in facts.allocated if not each.blocks.has_ops]
+    exact[np.isin(blocks.device, guessed)] = False
     return category, exact
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from attnprof.attribution.facts import Bools, Facts, Ints
-from attnprof.store.schema import FOUND, FREED, RESIZED
+from attnprof.attribution.order import pair_storage_events
+from attnprof.store.schema import FOUND, RESIZED
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,9 @@ https://github.com/pytorch/pytorch/blob/v2.13.0/c10/core/AllocatorConfig.h (``kM
 def find_blocks(facts: Facts) -> Blocks:
     """Pair the storage events into blocks."""
     events = facts.events
+    count = len(events["kind"])
     kind, storage = events["kind"], events["storage"].astype(np.int64)
-    count = len(kind)
-    # Sorted by storage and then by time, each event's end is the next event of its storage.
-    order = np.lexsort((np.arange(count), storage))
-    following = np.full(count, count, np.int64)
-    same = storage[order[1:]] == storage[order[:-1]]
-    following[order[:-1][same]] = order[1:][same]
-    starts = np.flatnonzero(kind != FREED)
-    end = following[starts]
+    starts, end = pair_storage_events(events)
     ended = end < count
     end_ns = np.where(ended, events["time_ns"][np.minimum(end, count - 1)], -1) if count else end
     born = kind[starts] != RESIZED

@@ -4,14 +4,31 @@ Ops are numbered by their row. The rows of `operands` of op ``i`` are
 ``first_row[i] : first_row[i + 1]``; the first ``n_in[i]`` of them are inputs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from attnprof.attribution.order import (
+    TAKEN,
+    DeviceBlocks,
+    Events,
+    PlacedBlocks,
+    merge_events,
+)
 from attnprof.attribution.paths import resolve_module_paths
 from attnprof.store.reader import StoredRun
-from attnprof.store.schema import BORN, COMPILED, FREED, NO_NODE, OUTERMOST, RECOMPUTE
+from attnprof.store.schema import (
+    BORN,
+    COMPILED,
+    FOUND,
+    FREED,
+    NO_NODE,
+    OUTERMOST,
+    RECOMPUTE,
+    RESIZED,
+)
 from attnprof.vocabulary import Role
 
 Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -42,11 +59,22 @@ class Signature:
 class Facts:
     """One run's tables as arrays."""
 
-    def __init__(self, stored: StoredRun) -> None:
-        """Read the tables of ``stored``."""
+    def __init__(self, stored: StoredRun, devices: Sequence[DeviceBlocks] = ()) -> None:
+        """Read the tables of ``stored``.
+
+        Args:
+            stored: The run.
+            devices: What the allocators of its devices did, where they kept a history.
+        """
         self.stored = stored
+        self.events: Events = stored.columns("storage_events")
+        """The columns of `storage_events`, with the events of allocators among them."""
+        self.allocated: list[PlacedBlocks] = []
+        """What allocators did, with the place of their events among `events`."""
         self._read_ops()
         self._read_operands()
+        if devices:
+            self.events, self.allocated = merge_events(self.events, devices, self.time_ns)
         self._read_vocabulary()
         self._read_scopes()
 
@@ -71,7 +99,6 @@ class Facts:
         operands = self.stored.columns("operands")
         self.storage: Ints = operands["storage"]
         self.signature: Ints = operands["signature"]
-        self.events = self.stored.columns("storage_events")
         last = int(self.events["storage"].max()) if len(self.events["storage"]) else -1
         self.storage_count = last + 1
         self.born_by: Ints = np.full(self.storage_count, -1, np.int64)
@@ -212,6 +239,13 @@ class Facts:
             ok = at < len(ops)
             made = ops[np.minimum(at, len(ops) - 1)]
             result[asking[ok]] = np.where(made < asking, made, -1)[ok]
+        return result
+
+    @cached_property
+    def births(self) -> Ints:
+        """The events at which there was more memory than before."""
+        kinds = (BORN, FOUND, RESIZED, TAKEN)
+        result: Ints = np.flatnonzero(np.isin(self.events["kind"], kinds))
         return result
 
     @cached_property

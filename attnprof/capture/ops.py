@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from attnprof.capture.cuda import OP_PREFIX
 from attnprof.capture.dynamo import SKIPPING, leave_alone
 from attnprof.capture.imitate import IMITATED, InPlaceForms
 from attnprof.capture.ledger import Ledger, plain_tensors, storage_address
@@ -124,7 +125,6 @@ class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotat
         ledger: Ledger,
         thread: int,
         in_place_forms: InPlaceForms,
-        tag_allocations: Callable[[str], None] | None,
     ) -> None:
         """Record the ops of the thread numbered ``thread``."""
         super().__init__()  # type: ignore[no-untyped-call]  # not annotated
@@ -136,7 +136,10 @@ class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotat
         self.recorder = recorder
         self._ledger = ledger
         self._in_place_forms = in_place_forms
-        self._tag_allocations = tag_allocations
+        self.set_tag: Callable[[str], None] | None = None
+        """Sets what the CUDA allocator notes with each block that this thread takes."""
+        self.get_tag: Callable[[], str] | None = None
+        """Returns what it notes now, where that may be the program's own."""
         self._live = ledger.live
         self._signatures = recorder.signatures
         self._ops = recorder.ops
@@ -183,9 +186,10 @@ class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotat
         if kwargs and operator.tensors_end:
             self._describe(kwargs.values(), fact, False)
         inputs_end = len(fact)
-        if self._tag_allocations is not None:
-            self._tag_allocations(str(self.recorder.count_ops()))
-        result = operator.call(*args, **kwargs) if kwargs else operator.call(*args)
+        if self.set_tag is None:
+            result = operator.call(*args, **kwargs) if kwargs else operator.call(*args)
+        else:
+            result = self._call_tagged(operator, args, kwargs or {}, fact)
         if result.__class__ is Tensor or isinstance(result, Tensor):
             self._describe((result,), fact, True)
         elif result.__class__ is tuple or result.__class__ is list:
@@ -206,6 +210,26 @@ class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotat
         if len(ops) >= COMMIT_OPS:
             self.recorder.commit()
         return result
+
+    def _call_tagged(self, operator: Operator, args: Any, kwargs: Any, fact: list[int]) -> Any:
+        """Run an op while the allocator notes its number with every block.
+
+        An op that the device has no room for is written down too, without results.
+        """
+        set_tag = self.set_tag
+        assert set_tag is not None
+        users_own = self.get_tag() if self.get_tag is not None else ""
+        set_tag(f"{OP_PREFIX}{self.recorder.count_ops()}")
+        try:
+            return operator.call(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            node = _current_node()
+            number = NO_NODE if node is None else self._number_of(node)
+            fact += (perf_counter_ns(), _sequence_number() - 1, number, len(fact))
+            self._ops.append((PACKERS.get(len(fact)) or make_packer(len(fact)))(*fact))
+            raise
+        finally:
+            set_tag(users_own)
 
     def _meet(self, func: Any) -> Operator:
         """Return what is known of an operator that this mode has not run before."""

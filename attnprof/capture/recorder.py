@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from attnprof.store.schema import (
+    ALLOCATOR_EVENTS,
     BLOCK_TABLES,
     FREED,
     IDENTITIES,
@@ -164,6 +165,7 @@ class Recorder:
         _take_rows(columns, "modules", MODULES.names, self.modules)
         _take_rows(columns, "samples", SAMPLES.names, self.samples)
         _take_rows(columns, "block_tables", BLOCK_TABLES.names, self.block_tables)
+        _take_rows(columns, "allocator_events", ALLOCATOR_EVENTS.names, self.allocator_events)
         self._take_vocabulary(columns)
         return columns
 

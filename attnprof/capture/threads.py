@@ -23,20 +23,28 @@ class ThreadModes:
     inherit the mode of the thread that called backward.
     """
 
-    def __init__(
-        self,
-        recorder: Recorder,
-        ledger: Ledger,
-        tag_allocations: Callable[[str], None] | None = None,
-    ) -> None:
-        """Make modes that record into ``recorder`` and tag the allocator's history, if it can."""
-        self._tag_allocations = tag_allocations
+    def __init__(self, recorder: Recorder, ledger: Ledger) -> None:
+        """Make modes that record into ``recorder``."""
+        self._set_tag: Callable[[str], None] | None = None
+        self._get_tag: Callable[[], str] | None = None
         self._recorder = recorder
         self._ledger = ledger
         self._in_place_forms = InPlaceForms()
         self._local = threading.local()
-        self._count = 0
+        self._modes: list[OpMode] = []
         self._lock = threading.Lock()
+
+    def tag_ops(self, set_tag: Callable[[str], None], get_tag: Callable[[], str] | None) -> None:
+        """Have every mode tag what the CUDA allocator does with the op that runs.
+
+        Args:
+            set_tag: Sets the tag of the calling thread.
+            get_tag: Returns it, where the program may have set one; it is put back after each op.
+        """
+        with self._lock:
+            self._set_tag, self._get_tag = set_tag, get_tag
+            for mode in self._modes:
+                mode.set_tag, mode.get_tag = set_tag, get_tag
 
     def find(self) -> OpMode | None:
         """Return the mode that sees this thread's ops, if there is one."""
@@ -55,11 +63,10 @@ class ThreadModes:
         mode: OpMode | None = getattr(self._local, "own", None)
         if mode is None:
             with self._lock:
-                number = self._count
-                self._count += 1
-            mode = self._local.own = OpMode(
-                self._recorder, self._ledger, number, self._in_place_forms, self._tag_allocations
-            )
+                mode = OpMode(self._recorder, self._ledger, len(self._modes), self._in_place_forms)
+                mode.set_tag, mode.get_tag = self._set_tag, self._get_tag
+                self._modes.append(mode)
+            self._local.own = mode
         mode.__enter__()  # type: ignore[no-untyped-call]  # not annotated
         self._local.mode = mode
         return mode

@@ -178,13 +178,15 @@ class Tracer:
         self._recorder = recorder = Recorder(self._writer)
         self._ledger = ledger = Ledger(recorder, fake_device=self._fake_device)
         self._names = names = ModuleNames(recorder, ledger)
-        self._history = history = AllocatorHistory(recorder)
-        modes = ThreadModes(recorder, ledger, history.tag)
+        modes = ThreadModes(recorder, ledger)
+        if self._fake_device is None:  # else nothing is allocated where it is counted
+            self._history = AllocatorHistory(recorder, modes.tag_ops)
         enter = self._stack.enter_context
         self._stack.callback(ledger.close)
         enter(sampling(recorder, per_second=self._samples_per_second))
         enter(self._ending_on_sigterm())
-        enter(history.recording())
+        if self._history is not None:
+            enter(self._history.recording())
         enter(ModuleWatch(modes, names, recorder).watching())
         enter(OptimizerWatch(names, ledger, recorder).watching())
         enter(_watch_resizes(ledger))
@@ -222,8 +224,8 @@ class Tracer:
                 # Only now: what GPUs there are may not be asked before the program uses them.
                 environment = {**describe_environment(), "gpus": describe_gpus()}
                 more: dict[str, Any] = {**self._info, "environment": environment}
-                if self._history is not None and self._history.lost_events:
-                    more["lost_allocator_events"] = True
+                if self._history is not None and self._history.info:
+                    more["allocator"] = self._history.info
                 if error is not None:
                     more["error"] = {"type": type(error).__qualname__, "message": text_of(error)}
                 if self._recorder.stopped_by is not None:

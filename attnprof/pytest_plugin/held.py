@@ -8,6 +8,7 @@ import polars as pl
 
 from attnprof.analysis.growth import find_phase_peaks
 from attnprof.analysis.peak import Peak, choose_device, find_peak
+from attnprof.attribution.workspace import NO_STORAGE
 from attnprof.pytest_plugin.marks import (
     KV_PER_TOKEN,
     LEAKED,
@@ -124,9 +125,13 @@ class Held:
 
     @cached_property
     def _leaked(self) -> pl.DataFrame:
-        """The blocks on any device that the run saw being made, and not being freed."""
+        """The blocks on any device that the run saw being made, and not being freed.
+
+        Not what libraries keep to themselves, such as cuBLAS its workspace: no tensor holds it.
+        """
         blocks = self.run.attribution.blocks
-        return self._allocations.filter(pl.Series(~blocks.is_found & ~blocks.is_freed))
+        is_held = ~blocks.is_found & ~blocks.is_freed & (blocks.storage != NO_STORAGE)
+        return self._allocations.filter(pl.Series(is_held))
 
 
 def describe_instant(peak: Peak) -> str:

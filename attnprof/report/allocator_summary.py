@@ -68,8 +68,14 @@ def explain_failure(failure: FailedRequest) -> list[str]:
         f"{format_bytes(failure.device_free_bytes)} free beside the allocator.",
         describe_state(failure.state),
     ]
+    if failure.is_capped:
+        lines.append(
+            "The process was kept from taking more of the device; "
+            "torch.cuda.set_per_process_memory_fraction sets such a limit."
+        )
     if not failure.is_fragmented:
-        missing = failure.requested_bytes - failure.state.free_bytes - failure.device_free_bytes
+        device_free = 0 if failure.is_capped else failure.device_free_bytes
+        missing = failure.requested_bytes - failure.state.free_bytes - device_free
         lines.append(
             f"Even in one piece, what was free would have been {format_bytes(missing)} too little: "
             "something has to be smaller, shorter-lived or elsewhere."
@@ -105,6 +111,7 @@ def describe_allocator(summary: AllocatorSummary | None) -> dict[str, Any]:
             "device_free_bytes": failure.device_free_bytes,
             "place": failure.place,
             **_list_state(failure.state),
+            "is_capped": failure.is_capped,
             "is_fragmented": failure.is_fragmented,
             "fits_with_expandable_segments": failure.fits_with_expandable_segments,
             "by_category": failure.held.by_category(),

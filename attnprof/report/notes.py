@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from attnprof.analysis.peak import Peak, find_peak
+from attnprof.analysis.reconcile import count_streams
 from attnprof.report.verdict import format_share
 from attnprof.run import Run
 from attnprof.units import format_bytes
@@ -36,6 +37,7 @@ def collect_notes(run: Run, peak: Peak) -> list[Note]:
         )
     if run.is_imported:
         notes.append(_note_imported(run))
+    notes += _note_allocator(run, peak)
     if peak.device == "cpu" and peak.total_bytes:
         notes.append(
             Note(
@@ -56,6 +58,49 @@ def _note_imported(run: Run) -> Note:
     if not about.get("has_stacks"):
         text += "; it has no call stacks, so that hardly anything is explained"
     return Note("imported", text)
+
+
+def _note_allocator(run: Run, peak: Peak) -> list[Note]:
+    """Say whether the blocks add up to what torch itself counted, and what its history lacks."""
+    about = run.info.get("allocator")
+    if not about or not peak.device.startswith("cuda"):
+        return []
+    backend = about.get("backend")
+    if backend != "native":
+        text = (
+            f"CUDA's memory came from the allocator {backend}, which keeps no history; sizes are "
+            "those of tensors, and what ops take inside themselves is not seen"
+        )
+        return [Note("allocator", text, is_warning=True)]
+    notes = [_note_counters(run, peak)]
+    if about.get("lost_events"):
+        text = (
+            "events of the allocator's history were dropped before they could be read; blocks and "
+            "the peak may be wrong"
+        )
+        notes.append(Note("history", text, is_warning=True))
+    if about.get("settings", {}).get("expandable_segments") is True:
+        notes.append(Note("segments", "expandable_segments was on"))
+    streams = count_streams(run.attribution, peak.device)
+    if streams > 1:
+        text = f"{streams} streams had blocks on {peak.device}; each has its own free memory"
+        notes.append(Note("streams", text))
+    return notes
+
+
+def _note_counters(run: Run, peak: Peak) -> Note:
+    own = [each for each in run.reconciliation() if each.device == peak.device]
+    if not own:
+        return Note("allocator", "torch's own counters were not recorded; nothing to compare with")
+    off = [each for each in own if each.difference_bytes]
+    if not off:
+        counted = ", ".join(f"{each.counter} {format_bytes(each.counted_bytes)}" for each in own)
+        return Note("allocator", f"0 bytes off torch's own counters: {counted}")
+    said = ", ".join(
+        f"{each.counter} is {each.counted_bytes} bytes, {each.difference_bytes:+} bytes off"
+        for each in off
+    )
+    return Note("allocator", f"the blocks do not add up to torch's counters: {said}", True)
 
 
 def _note_unseen(run: Run, peak: Peak) -> list[Note]:

@@ -1,10 +1,21 @@
-"""What only a GPU can show: the allocator's history beside the ledger. Run with ``make gpu``."""
+"""What only a GPU can show: the allocator's own blocks, beside its own counters. ``make gpu``."""
+
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import attnprof
+from attnprof.run import Run
+from attnprof.vocabulary import Status
+from tests.traced.programs import PROGRAMS, out_of_memory
 
 pytestmark = [
     pytest.mark.gpu,
@@ -12,6 +23,8 @@ pytestmark = [
 ]
 
 B, H, T, D = 2, 4, 256, 32
+MIB = 2**20
+OF_TRANSFORMERS = {"gpt2", "gpt2_autocast", "gqa", "gqa_autocast", "warmed_up", "first_use"}
 
 
 class Attention(nn.Module):
@@ -28,49 +41,191 @@ class Attention(nn.Module):
         return self.out((weights @ v).transpose(1, 2).reshape(B, T, H * D))
 
 
+@pytest.fixture(autouse=True)
+def empty_cache() -> None:
+    """Begin without what other tests left, so that the allocator decides the same each time."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 def run_step(model: nn.Module, x: torch.Tensor) -> None:
     model.zero_grad(set_to_none=True)
     model(x).pow(2).mean().backward()
 
 
-def measure_peak(model: nn.Module, x: torch.Tensor) -> int:
+def measure_peak(body: Callable[[], Any]) -> int:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    run_step(model, x)
+    body()
     torch.cuda.synchronize()
     return torch.cuda.memory_stats()["allocated_bytes.all.peak"]
 
 
-def test_cuda_softmax_is_saved_once_per_layer() -> None:
+def make_step() -> Callable[[], None]:
     model, x = Attention().cuda(), torch.randn(B, T, H * D, device="cuda")
-    run_step(model, x)
+    run_step(model, x)  # cuBLAS takes its workspace
+    return lambda: run_step(model, x)
+
+
+def assert_nothing_is_off(run: Run) -> None:
+    off = {each.counter: each.difference_bytes for each in run.reconciliation()}
+    assert "allocated_bytes.all.current" in off
+    assert set(off.values()) == {0}
+    peak = run.peak()
+    assert sum(peak.by_category().values()) == peak.total_bytes
+
+
+def measure_untraced(program: Callable[[Any], None]) -> int:
+    """Return the allocator's peak over what a program would have traced."""
+    peaks: list[int] = []
+    program(lambda body: peaks.append(measure_peak(body)))
+    return peaks[0]
+
+
+def trace_program(program: Callable[[Any], None]) -> tuple[Run, int]:
+    """Return the run of a program, and the allocator's peak over what was traced."""
+    tracers, peaks = [], []
+
+    def traced(body: Callable[[], Any]) -> None:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        with attnprof.trace(samples_per_second=0) as tracer:
+            tracers.append(tracer)
+            body()
+        peaks.append(torch.cuda.memory_stats()["allocated_bytes.all.peak"])
+
+    program(traced)
+    return tracers[0].run, peaks[0]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_cuda_blocks_add_up_to_torchs_counters(name: str) -> None:
+    if name in OF_TRANSFORMERS:
+        pytest.importorskip("transformers")
+    program = PROGRAMS[name]
+    program(lambda body: body())  # libraries take their workspaces
+    torch.manual_seed(1)
+    untraced = measure_untraced(program)
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.manual_seed(1)
+    run, counted = trace_program(program)
+    assert_nothing_is_off(run)
+    assert run.peak(device="cuda:0").total_bytes == counted
+    assert counted == untraced
+    unexplained = run.peak().by_category().get("unattributed", 0)
+    assert 1000 * unexplained < counted
+
+
+def test_cuda_softmax_is_saved_once_per_layer() -> None:
+    step = make_step()
     with attnprof.trace() as tracer:
-        run_step(model, x)
+        step()
     row = tracer.run.layers().row(0, named=True)
     assert row["softmax_bytes"] == 4 * B * H * T * T
     assert row["saved_softmax_bytes"] == 4 * B * H * T * T
 
 
 def test_cuda_tracing_moves_no_peak() -> None:
-    model, x = Attention().cuda(), torch.randn(B, T, H * D, device="cuda")
-    run_step(model, x)
-    untraced = measure_peak(model, x)
+    step = make_step()
+    untraced = measure_peak(step)
     with attnprof.trace():
-        traced = measure_peak(model, x)
+        traced = measure_peak(step)
     assert traced == untraced
 
 
-def test_cuda_allocator_history_is_recorded_with_ops() -> None:
-    model, x = Attention().cuda(), torch.randn(B, T, H * D, device="cuda")
-    run_step(model, x)
+def test_cuda_blocks_before_the_trace_are_parameters() -> None:
+    step = make_step()
     with attnprof.trace() as tracer:
-        run_step(model, x)
+        step()
     events = tracer.run.attribution.facts.stored.table("allocator_events").to_pylist()
     assert any(event["action"] == "seed" for event in events)
     assert any(event["action"] == "alloc" and event["op"] >= 0 for event in events)
+    sizes = tracer.run.peak().by_category()
+    parameters = [4 * 3 * H * D * H * D, 4 * 3 * H * D, 4 * H * D * H * D, 4 * H * D]
+    assert sizes["parameters"] == sum(-(-size // 512) * 512 for size in parameters)
+
+
+def test_cuda_expandable_segments_add_up_too() -> None:
+    torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+    try:
+        step = make_step()
+        with attnprof.trace() as tracer:
+            step()
+    finally:
+        torch.cuda.memory._set_allocator_settings("expandable_segments:False")
+    assert_nothing_is_off(tracer.run)
 
 
 def test_cuda_history_of_the_user_is_left_as_it_was() -> None:
     with attnprof.trace():
         torch.ones(8, device="cuda")
     assert not torch._C._cuda_isHistoryEnabled()
+    torch.cuda.memory._record_memory_history(max_entries=100_000)
+    torch.cuda.memory._set_memory_metadata("mine")
+    try:
+        before = torch.ones(1000, device="cuda")
+        step = make_step()
+        with attnprof.trace() as tracer:
+            step()
+        after = torch.ones(3000, device="cuda")
+        assert torch._C._cuda_isHistoryEnabled()
+        assert torch.cuda.memory._get_memory_metadata() == "mine"
+        events = torch.cuda.memory._snapshot()["device_traces"][0]
+        taken = {e["addr"]: e for e in events if e["action"] == "alloc"}
+        for tensor in (before, after):
+            assert taken[tensor.data_ptr()]["user_metadata"] == "mine"
+    finally:
+        torch.cuda.memory._set_memory_metadata("")
+        torch.cuda.memory._record_memory_history(enabled=None)
+    assert_nothing_is_off(tracer.run)
+
+
+def test_cuda_first_used_inside_the_trace_is_recorded_from_its_first_block(tmp_path: Path) -> None:
+    script = (
+        "import sys, torch, attnprof\n"
+        "with attnprof.trace(sys.argv[1]):\n"
+        "    model = torch.nn.Linear(512, 512).cuda()\n"
+        "    model(torch.ones(64, 512).cuda()).sum().backward()\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], check=True)
+    run = attnprof.load(tmp_path / "run")
+    assert_nothing_is_off(run)
+    about = json.loads((tmp_path / "run" / "run.json").read_text())["allocator"]
+    assert about["devices"]["cuda:0"]["begin"]["allocated_bytes_current"] == 0
+
+
+def test_cuda_dry_run_says_nothing_of_what_the_device_really_holds() -> None:
+    held = torch.ones(MIB, device="cuda")
+
+    def make_step(seq_len: int, device: str) -> Callable[[], None]:
+        layer, x = nn.Linear(64, 64, device=device), torch.ones(seq_len, 64, device=device)
+        return lambda: layer(x).sum().backward()
+
+    run = attnprof.dry_run(make_step, 16, target="cuda")
+    assert run.peak(device="cuda:0").by_category()["parameters"] == 4 * 64 * 64 + 512
+    assert "allocator" not in run.info
+    del held
+
+
+def test_cuda_out_of_memory_says_what_was_asked_for_and_who_held_the_rest(tmp_path: Path) -> None:
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 240 * MIB) / total)
+
+    def traced(body: Callable[[], Any]) -> None:
+        with attnprof.trace(tmp_path / "run"):
+            body()
+
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            out_of_memory(traced)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    run = attnprof.load(tmp_path / "run")
+    assert run.status is Status.OUT_OF_MEMORY
+    failure = run.out_of_memory()
+    assert failure is not None
+    assert failure.requested_bytes == 12 * MIB + 512  # 12 MiB and a byte, rounded
+    assert failure.is_capped
+    assert failure.held.op == "aten::empty.memory_format"
+    assert sum(failure.held.by_category().values()) == failure.state.allocated_bytes

@@ -73,7 +73,10 @@ def list_lives(
         settings: The allocator's options; without, torch's defaults.
         sizes_are_exact: Whether the events have the sizes of blocks instead of requests.
     """
-    begin, end, reusable = pair_events(events.kind, events.address)
+    kind = events.kind
+    if not (kind == FREE_COMPLETED).any():  # left out of the history
+        kind = np.where(kind == FREE_REQUESTED, FREE_COMPLETED, kind)
+    begin, end, reusable = pair_events(kind, events.address)
     requested = events.size_bytes[begin]
     size = requested
     if not sizes_are_exact:

@@ -12,7 +12,6 @@ from attnprof.analysis.what_if.table import Table
 from attnprof.attribution.attribute import Attribution
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import ITEM_BYTES, Bools, Facts, Ints
-from attnprof.store.schema import FREED
 from attnprof.units import format_bytes
 from attnprof.vocabulary import Category
 
@@ -90,7 +89,7 @@ class Scene:
 
     def first_birth(self, op: Ints) -> Ints:
         """Return the first event from each op on that is no free: what came before it is gone."""
-        births = np.flatnonzero(self.facts.events["kind"] != FREED)
+        births = self.facts.births
         at = np.searchsorted(self.facts.events["op"][births], op, "left")
         return np.append(births, len(self.facts.events["op"]))[at]
 

@@ -8,13 +8,10 @@ import sys
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
-import attnprof
-import attnprof_dashboard
+from attnprof import vocabulary
 from attnprof.store.lengths import GROWTH_FILE
 from attnprof.store.schema import JOURNAL_FILE, RUN_FILE, TABLES_DIR
 from attnprof_dashboard.data.catalog import Catalog, Entry, Kind
@@ -184,10 +181,6 @@ def _is_long(path: Path) -> bool:
 
 def _find_code_ns() -> int:
     """Return when attnprof last changed: what an older one derived is not what this one would."""
-    files = [file for module in (attnprof, attnprof_dashboard) for file in _list_code(module)]
+    packages = (Path(vocabulary.__file__).parent, Path(__file__).parents[1])
+    files = (file for package in packages for file in package.rglob("*.py"))
     return max(file.stat().st_mtime_ns for file in files)
-
-
-def _list_code(module: ModuleType) -> Iterator[Path]:
-    for folder in module.__path__:
-        yield from Path(folder).rglob("*.py")

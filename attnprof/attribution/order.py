@@ -1,0 +1,237 @@
+"""One order for everything that happened to memory: events of storages and of CUDA's allocator.
+
+The ledger of storages and the allocator of each device keep their events in order, each for
+itself. What joins them is not their clocks, which differ, but ops: the allocator notes which op
+ran, the ledger how many had finished; and a storage and the block that it lies in end together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from attnprof.store.schema import BORN, FREED
+
+Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
+Events = dict[str, np.ndarray]
+"""The columns of `storage_events`."""
+
+TAKEN = 4
+"""Value of ``kind`` besides those of the ledger: the allocator took a block."""
+OTHER = 5
+"""The allocator did anything else."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceBlocks:
+    """What the allocator of one device did, from its own history."""
+
+    device: int
+    """Row of `devices`."""
+    op: Ints
+    """Per event, the op that was running, or -1."""
+    seeds: int
+    """How many events, from the first on, tell what was there before the history began."""
+    begin: Ints
+    """Per block, the event that took it."""
+    end: Ints
+    """The event at which it was let go of, or -1 while it is live."""
+    address: Ints
+    requested_bytes: Ints
+    size_bytes: Ints
+
+    @property
+    def has_ops(self) -> bool:
+        """Whether the allocator noted ops; else what lies where is guessed from sizes in turn."""
+        return bool((self.op >= 0).any())
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedBlocks:
+    """A device's blocks and where its events stand in the order of all."""
+
+    blocks: DeviceBlocks
+    position: Ints
+    """Per event, its position."""
+    first_seen: Ints
+    """Per block, the position of the ledger's event that shows which storage is in it, or -1."""
+
+
+def pair_storage_events(events: Events) -> tuple[Ints, Ints]:
+    """Return the events at which a storage has a new size, and where each of them ends.
+
+    An event without an end ends at the number of events.
+    """
+    kind, storage = events["kind"], events["storage"].astype(np.int64)
+    count = len(kind)
+    # Sorted by storage and then by time, each event's end is the next event of its storage.
+    order = np.lexsort((np.arange(count), storage))
+    following = np.full(count, count, np.int64)
+    same = storage[order[1:]] == storage[order[:-1]]
+    following[order[:-1][same]] = order[1:][same]
+    starts = np.flatnonzero((kind != FREED) & (kind < TAKEN))
+    return starts, following[starts]
+
+
+def merge_events(
+    ledger: Events, devices: Sequence[DeviceBlocks], op_time_ns: Ints
+) -> tuple[Events, list[PlacedBlocks]]:
+    """Return all events in one order, and where those of each allocator are in it.
+
+    Args:
+        ledger: The events of storages.
+        devices: The allocators' blocks.
+        op_time_ns: When each op returned.
+    """
+    count = len(ledger["op"])
+    starts, ends = pair_storage_events(ledger)
+    placed = [_place(ledger, starts, ends, each) for each in devices]
+    before = np.concatenate([np.arange(count), *(place.before for place in placed)])
+    op = np.concatenate([ledger["op"], *(place.op for place in placed)])
+    is_ledger = np.arange(len(op)) < count
+    order = np.lexsort((op, is_ledger, before))
+    # The ledger counts ops as several threads finish them, which need not be in order.
+    merged = {
+        name: np.concatenate([column, np.full(len(op) - count, -1, column.dtype)])[order]
+        for name, column in ledger.items()
+    }
+    merged["op"] = np.maximum.accumulate(op[order])
+    position = np.empty(len(op), np.int64)
+    position[order] = np.arange(len(op))
+    first = count
+    result = []
+    for each, place in zip(devices, placed, strict=True):
+        own = position[first : first + len(place.op)]
+        first += len(own)
+        merged["kind"][own] = OTHER
+        merged["kind"][own[each.begin]] = TAKEN
+        merged["device"][own] = each.device
+        seen = np.where(place.storage_start >= 0, position[place.storage_start], -1)
+        result.append(PlacedBlocks(each, own, seen))
+    _fill_times(merged, op_time_ns)
+    return merged, result
+
+
+def _fill_times(merged: Events, op_time_ns: Ints) -> None:
+    """Give the allocator's events the time of what came before them: another event, or an op."""
+    own = merged["kind"] >= TAKEN
+    before = np.concatenate([op_time_ns[:1], op_time_ns])
+    by_op = before[np.minimum(merged["op"][own], len(before) - 1)] if len(before) else 0
+    merged["time_ns"][own] = by_op
+    latest = np.maximum.accumulate(merged["time_ns"])
+    merged["time_ns"][own] = latest[own]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the events of one allocator stand among those of the ledger."""
+
+    before: Ints
+    """Per event, the ledger's event that it comes right before; never descending."""
+    op: Ints
+    """Per event, how many ops had finished."""
+    storage_start: Ints
+    """Per block, the ledger's event that shows which storage is in it, or -1."""
+
+
+def _place(ledger: Events, starts: Ints, ends: Ints, device: DeviceBlocks) -> _Place:
+    ops = np.maximum.accumulate(ledger["op"])
+    count = len(ops)
+    tag = device.op
+    tagged = np.flatnonzero(tag >= 0)
+    match = _match(ledger, starts, device)
+    # Between which of the ledger's events each of the allocator's lies.
+    earliest = np.zeros(len(tag), np.int64)
+    latest = np.full(len(tag), count, np.int64)
+    earliest[tagged] = _find_beginnings(ops, ledger["kind"] == BORN, tag[tagged])
+    latest[tagged] = np.searchsorted(ops, tag[tagged], "right")
+    latest[: device.seeds] = 0
+    known = np.flatnonzero(match >= 0)
+    born = known[ledger["kind"][starts[match[known]]] == BORN]
+    born = born[tag[device.begin[born]] < 0]
+    earliest[device.begin[born]] = starts[match[born]]
+    freed = known[(device.end[known] >= 0) & (ends[match[known]] < count)]
+    at_free = device.end[freed]
+    earliest[at_free] = np.maximum(earliest[at_free], ends[match[freed]])
+    bound = np.minimum.accumulate(latest[::-1])[::-1]
+    before = np.maximum.accumulate(np.minimum(earliest, bound))
+    # What no op is noted for came after the op that is noted before it.
+    finished = np.maximum.accumulate(np.where(tag >= 0, tag + 1, 0))
+    op = np.where(tag >= 0, tag, finished)
+    op = np.maximum(op, np.append(0, ops)[before])
+    following = np.append(ops, np.iinfo(np.int64).max)[before]
+    op = np.minimum(op, following)
+    is_anchored = before[at_free] == ends[match[freed]]
+    op[at_free[is_anchored]] = following[at_free[is_anchored]]
+    storage_start = np.where(match >= 0, np.append(starts, -1)[match], -1)
+    return _Place(before, np.maximum.accumulate(op), storage_start)
+
+
+def _find_beginnings(ops: Ints, is_born: np.ndarray, wanted: Ints) -> Ints:
+    """Return for ops the ledger's event before which they began.
+
+    That is the birth of the first result; what was let go of between the op before and this one has
+    the same number of finished ops, and comes earlier.
+    """
+    births = np.append(np.flatnonzero(is_born), len(ops))
+    first = births[np.searchsorted(ops[births[:-1]], wanted, "left")]
+    is_own = np.append(ops, -1)[first] == wanted
+    return np.where(is_own, first, np.searchsorted(ops, wanted, "left"))
+
+
+def _match(ledger: Events, starts: Ints, device: DeviceBlocks) -> Ints:
+    """Return per block the position in ``starts`` of the storage that lies in it, or -1.
+
+    That is the first of those at its address, on its device, that were seen while it was live.
+    Where the allocator noted no ops, that is not known, and sizes have to tell.
+    """
+    result = np.full(len(device.begin), -1, np.int64)
+    is_own = (ledger["device"][starts] == device.device) & (ledger["size_bytes"][starts] > 0)
+    storages = np.flatnonzero(is_own)
+    if not len(storages) or not len(result):
+        return result
+    tag = device.op
+    if not device.has_ops:
+        return _match_in_turn(ledger, starts, storages, device)
+    never = np.iinfo(np.int64).max
+    begun = np.maximum.accumulate(np.where(tag >= 0, tag, 0))
+    to_come = np.minimum.accumulate(np.where(tag >= 0, tag, never)[::-1])[::-1]
+    gone = np.append(to_come, never)[device.end]  # by then; a live block's -1 is the last entry
+    addresses, rank = np.unique(device.address, return_inverse=True)
+    order = np.lexsort((device.begin, rank))
+    op = ledger["op"][starts[storages]].astype(np.int64)
+    span = max(int(begun.max(initial=0)), int(op.max())) + 1
+    keys = rank[order] * span + begun[device.begin[order]]
+    address = ledger["address"][starts[storages]]
+    wanted = np.minimum(np.searchsorted(addresses, address), len(addresses) - 1)
+    at = np.searchsorted(keys, wanted * span + op, "right") - 1
+    block = order[np.maximum(at, 0)]
+    ok = (at >= 0) & (device.address[block] == address) & (op <= gone[block])
+    # Assigned last wins: the first storage.
+    result[block[ok][::-1]] = storages[ok][::-1]
+    return result
+
+
+def _match_in_turn(ledger: Events, starts: Ints, storages: Ints, device: DeviceBlocks) -> Ints:
+    """Match without ops: at each address, blocks with storages of their size, one after another."""
+    result = np.full(len(device.begin), -1, np.int64)
+    own = starts[storages]
+    wanted = np.stack([ledger["address"][own], ledger["size_bytes"][own]], 1)
+    there = np.stack([device.address, device.requested_bytes], 1)
+    _, group = np.unique(np.concatenate([there, wanted]), axis=0, return_inverse=True)
+    group = group.ravel()
+    blocks = np.lexsort((device.begin, group[: len(there)]))
+    seen = np.argsort(group[len(there) :], kind="stable")
+    key = _number_in_turn(group[: len(there)][blocks])
+    wanted_key = _number_in_turn(group[len(there) :][seen])
+    at = np.minimum(np.searchsorted(key, wanted_key), len(key) - 1)
+    ok = key[at] == wanted_key
+    result[blocks[at[ok]]] = storages[seen[ok]]
+    return result
+
+
+def _number_in_turn(groups: Ints) -> Ints:
+    """Return for sorted groups an ascending number per member: its group and its turn in it."""
+    first = np.searchsorted(groups, groups, "left")
+    result: Ints = (groups.astype(np.int64) << 32) + np.arange(len(groups)) - first
+    return result

@@ -1,0 +1,153 @@
+"""How the allocator's history is read, with a made-up ``torch.cuda.memory``: no GPU needed."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from attnprof.capture import cuda
+from attnprof.capture.cuda import OP_PREFIX, AllocatorHistory
+from attnprof.store.schema import SEED, SEGMENT_SEED
+
+
+def make_event(number: int, action: str = "alloc", metadata: str = "") -> dict[str, Any]:
+    return {
+        "action": action,
+        "addr": 4096 * number,
+        "size": 100 + number,
+        "stream": 0,
+        "time_us": number,
+        "user_metadata": metadata,
+    }
+
+
+class Allocator:
+    """A history that a test writes, in place of the real one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, users_own: bool) -> None:
+        self.trace: list[dict[str, Any]] = []
+        self.segments: list[dict[str, Any]] = []
+        self.switched: list[Any] = []
+        self.rows: list[tuple[Any, ...]] = []
+        self.tags: list[Any] = []
+        stats = {"allocated_bytes.all.peak": 7}
+
+        def record(enabled: Any, clear_history: bool = False, **_: Any) -> None:
+            self.switched.append(enabled)
+            if clear_history:
+                self.trace.clear()
+
+        memory = torch.cuda.memory
+        monkeypatch.setattr(memory, "_snapshot", self.snapshot)
+        monkeypatch.setattr(memory, "_record_memory_history", record)
+        monkeypatch.setattr(torch._C, "_cuda_isHistoryEnabled", lambda: users_own, raising=False)
+        monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "native")
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: stats)
+        monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+        monkeypatch.setattr(torch.cuda, "_lazy_call", lambda start: start())
+
+    def snapshot(self) -> dict[str, Any]:
+        traces = [list(self.trace)]
+        return {"segments": self.segments, "device_traces": traces, "allocator_settings": {}}
+
+    def make_history(self) -> AllocatorHistory:
+        recorder: Any = SimpleNamespace(
+            allocator_events=self.rows, before_commit=[], find_device=lambda device: 3
+        )
+        return AllocatorHistory(recorder, lambda *tags: self.tags.append(tags))
+
+    def numbers(self) -> list[int]:
+        return [row[2] // 4096 for row in self.rows]
+
+
+def test_own_history_is_cleared_at_each_commit_and_switched_off_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    allocator = Allocator(monkeypatch, users_own=False)
+    history = allocator.make_history()
+    with history.recording():
+        allocator.trace += [make_event(1, metadata=f"{OP_PREFIX}5"), make_event(2, metadata="17")]
+        history.collect()
+        assert allocator.trace == []
+        allocator.trace += [make_event(3)]
+        history.collect()
+    assert allocator.numbers() == [1, 2, 3]
+    assert [row[-1] for row in allocator.rows] == [5, -1, -1]  # "17" is the program's own
+    assert allocator.rows[0][:2] == (3, "alloc")
+    assert allocator.switched == ["all", "all", "all", None]
+    assert history.info["lost_events"] is False
+    assert history.info["devices"]["cuda:0"]["end"]["allocated_bytes_peak"] == 7
+
+
+def test_history_of_the_user_is_read_and_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocator = Allocator(monkeypatch, users_own=True)
+    allocator.trace += [make_event(1)]
+    history = allocator.make_history()
+    with history.recording():
+        allocator.trace += [make_event(2), make_event(3)]
+        history.collect()
+        history.collect()
+        allocator.trace += [make_event(4)]
+        history.collect()
+    assert allocator.numbers() == [2, 3, 4]  # not what was before the trace
+    assert len(allocator.trace) == 4
+    assert allocator.switched == []
+    assert history.info["lost_events"] is False
+
+
+def test_events_that_fell_out_of_a_ring_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocator = Allocator(monkeypatch, users_own=True)
+    allocator.trace += [make_event(1), make_event(2)]
+    history = allocator.make_history()
+    with history.recording():
+        allocator.trace[:] = [make_event(2), make_event(3)]  # the ring went on by one
+        history.collect()
+        assert history.info["lost_events"] is False
+        allocator.trace[:] = [make_event(8), make_event(9)]
+        history.collect()
+    assert allocator.numbers() == [3, 8, 9]
+    assert history.info["lost_events"] is True
+
+
+def test_own_ring_that_is_full_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "RING_EVENTS", 3)
+    allocator = Allocator(monkeypatch, users_own=False)
+    history = allocator.make_history()
+    with history.recording():
+        allocator.trace += [make_event(n) for n in range(3)]
+        history.collect()
+    assert history.info["lost_events"] is True
+
+
+def test_what_was_there_before_is_listed_with_its_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocator = Allocator(monkeypatch, users_own=False)
+    blocks = [
+        {"size": 512, "requested_size": 500, "state": "active_allocated"},
+        {"size": 1024, "requested_size": 0, "state": "inactive"},
+        {"size": 512, "requested_size": 512, "state": "active_awaiting_free"},
+        {"size": 2048, "requested_size": 2000, "state": "active_allocated"},
+    ]
+    allocator.segments = [
+        {"device": 0, "address": 8192, "total_size": 4096, "stream": 9, "blocks": blocks}
+    ]
+    with allocator.make_history().recording():
+        pass
+    # A block that other streams still use is not allocated any more, as torch counts.
+    assert [row[1:5] for row in allocator.rows] == [
+        (SEGMENT_SEED, 8192, 4096, 9),
+        (SEED, 8192, 500, 9),
+        (SEED, 8192 + 512 + 1024 + 512, 2000, 9),
+    ]
+
+
+def test_allocator_without_a_history_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocator = Allocator(monkeypatch, users_own=False)
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "cudaMallocAsync")
+    history = allocator.make_history()
+    with history.recording():
+        history.collect()
+    assert history.info == {"backend": "cudaMallocAsync"}
+    assert allocator.switched == []
+    assert allocator.rows == []

@@ -1,0 +1,183 @@
+"""Small programs on "cuda", as they are traced: for recordings on stand-ins, and on real GPUs.
+
+Each takes a function that traces what it is given and returns what that returned. What a program
+does before it calls that function, the trace has not seen.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+Traced = Callable[[Callable[[], Any]], Any]
+
+VOCABULARY, WIDTH, LAYERS, HEADS, BATCH, LENGTH = 300, 96, 2, 4, 3, 80
+MIB = 2**20
+
+
+def make_gpt2() -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=LENGTH,
+            attn_implementation="eager", use_cache=False,
+        )
+    )  # fmt: skip
+
+
+def make_llama(**options: Any) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=2 * WIDTH,
+            num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=2,
+            attn_implementation="sdpa", **options,
+        )
+    )  # fmt: skip
+
+
+def make_tokens(length: int = LENGTH) -> torch.Tensor:
+    return torch.randint(0, VOCABULARY, (BATCH, length)).cuda()
+
+
+class Trainer:
+    """Training steps of a model that returns logits, with AdamW."""
+
+    def __init__(self, model: nn.Module, *, autocast: bool = False) -> None:
+        self.model, self.autocast = model, autocast
+        self.optimizer = torch.optim.AdamW(model.parameters())
+        self.tokens = make_tokens()
+
+    def step(self) -> None:
+        with torch.autocast("cuda", torch.bfloat16) if self.autocast else nullcontext():
+            logits = self.model(self.tokens)
+            logits = getattr(logits, "logits", logits)
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), self.tokens.flatten())
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def steps(self, count: int = 2) -> None:
+        for _ in range(count):
+            self.step()
+
+
+def gpt2(traced: Traced) -> None:
+    traced(Trainer(make_gpt2().cuda()).steps)
+
+
+def gpt2_autocast(traced: Traced) -> None:
+    traced(Trainer(make_gpt2().cuda(), autocast=True).steps)
+
+
+def gqa(traced: Traced) -> None:
+    traced(Trainer(make_llama(use_cache=False).cuda()).steps)
+
+
+def gqa_autocast(traced: Traced) -> None:
+    traced(Trainer(make_llama(use_cache=False).cuda(), autocast=True).steps)
+
+
+def warmed_up(traced: Traced) -> None:
+    """Gradients and optimizer states are there when the trace begins."""
+    trainer = Trainer(make_gpt2().cuda())
+    trainer.steps()
+    trainer.model(trainer.tokens).logits.sum().backward()
+    traced(trainer.steps)
+
+
+def first_use(traced: Traced) -> None:
+    """CUDA is used inside the trace only."""
+    traced(lambda: Trainer(make_gpt2().cuda()).steps())
+
+
+def decoding(traced: Traced) -> None:
+    """A prompt and three tokens more, with a KV cache."""
+    model, prompt = make_llama().cuda().eval(), make_tokens()
+    kept = []
+
+    @torch.no_grad()
+    def decode() -> None:
+        tokens, cache = prompt, None
+        for _ in range(4):
+            output = model(tokens, past_key_values=cache, use_cache=True)
+            tokens, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
+        kept.append(cache)
+
+    traced(decode)
+
+
+class Checkpointed(nn.Module):
+    """Two layers with attention written out, of which each is run again in backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, WIDTH)
+        self.layers = nn.ModuleList(Attention() for _ in range(LAYERS))
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.embed(tokens)
+        for layer in self.layers:
+            x = checkpoint(layer, x, use_reentrant=False)
+        return self.head(x)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        weights = (q @ k.transpose(-1, -2) * (WIDTH // HEADS) ** -0.5).softmax(-1)
+        return x + self.out((weights @ v).transpose(1, 2).flatten(2))
+
+
+def checkpointed(traced: Traced) -> None:
+    traced(Trainer(Checkpointed().cuda()).steps)
+
+
+def two_streams(traced: Traced) -> None:
+    """Blocks of a second stream, which the first one uses too."""
+    model, side = Attention().cuda(), torch.cuda.Stream()
+
+    @torch.no_grad()
+    def infer() -> None:
+        for _ in range(3):
+            with torch.cuda.stream(side):
+                x = torch.ones(BATCH, LENGTH, WIDTH, device="cuda")
+            torch.cuda.current_stream().wait_stream(side)
+            x.record_stream(torch.cuda.current_stream())
+            model(x)
+            del x
+
+    traced(infer)
+
+
+def out_of_memory(traced: Traced) -> None:
+    """A second half that is too large for what the first left of 240 MiB."""
+    trainer = Trainer(Checkpointed().cuda())
+    held = []
+
+    def fill() -> None:
+        trainer.steps(1)
+        while True:
+            held.append(torch.empty(12 * MIB + 1, device="cuda", dtype=torch.uint8))
+
+    traced(fill)
+
+
+PROGRAMS: dict[str, Callable[[Traced], None]] = {
+    program.__name__: program
+    for program in (
+        gpt2, gpt2_autocast, gqa, gqa_autocast, warmed_up, first_use, decoding, checkpointed,
+        two_streams,
+    )
+}  # fmt: skip
+"""All that end well."""
