@@ -99,8 +99,12 @@ def watch_backward(modes: ThreadModes, recorder: Recorder) -> Iterator[None]:
     to the original is covered in the tracing thread anyway.
     """
 
+    is_watching = True
+
     def covered(original: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
+            if not is_watching:
+                return original(*args, **kwargs)
             with modes.covering():
                 recorder.mark(BACKWARD_BEGIN)
                 try:
@@ -117,6 +121,7 @@ def watch_backward(modes: ThreadModes, recorder: Recorder) -> Iterator[None]:
     try:
         yield
     finally:
+        is_watching = False
         for name, original in originals.items():
             # Someone who wrapped ours meanwhile keeps their wrapper; ours then only passes on.
             if getattr(torch.autograd, name) is replaced[name]:

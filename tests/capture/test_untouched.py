@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import attnprof
 from tests.capture.oracle import find_peak_bytes, record_blocks
@@ -388,3 +389,13 @@ def test_trace_keeps_what_is_replaced_inside_it(monkeypatch: pytest.MonkeyPatch)
     with attnprof.trace():
         monkeypatch.setattr(torch.autograd, "backward", own)
     assert torch.autograd.backward is own
+
+
+def test_backward_that_someone_kept_from_inside_the_trace_only_passes_on() -> None:
+    x = torch.ones(3, requires_grad=True)
+    modes: list[object] = []
+    x.register_hook(lambda _: modes.extend(_get_current_dispatch_mode_stack()))
+    with attnprof.trace():
+        kept = torch.autograd.backward
+    kept([(x * 2).sum()])
+    assert modes == []
