@@ -98,7 +98,6 @@ def watch_backward(modes: ThreadModes, recorder: Recorder) -> Iterator[None]:
     module attribute reaches it; no hook exists for this. Code that kept a reference of its own
     to the original is covered in the tracing thread anyway.
     """
-
     is_watching = True
 
     def covered(original: Callable[..., Any]) -> Callable[..., Any]:
