@@ -2,35 +2,44 @@
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
-import plugin_models
 import pytest
 from plugin_models import Run
 
-import attnprof
-import attnprof.pytest_plugin.enforce  # what an inner run imports first, it takes with it
-from attnprof.report.growth_gather import summarise_growth
-from attnprof.report.growth_html import render_growth_html
-from attnprof.report.html import render_html
-from attnprof.report.summary import summarise
+
+class KeptImports:
+    """What runs inside a test have imported, which pytest forgets: torch bears only one import."""
+
+    def __init__(self, tests: Path) -> None:
+        self._tests = tests
+        self._modules: dict[str, ModuleType] = {}
+
+    def pytest_unconfigure(self) -> None:
+        """Remember the modules of a run, all but its tests, before they are forgotten."""
+        for name, module in sys.modules.items():
+            file = vars(module).get("__file__") or ""  # not getattr: some import on being asked
+            if not Path(file).is_relative_to(self._tests):
+                self._modules[name] = module
+
+    def put_back(self) -> None:
+        """Make them known again."""
+        sys.modules.update(self._modules)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def imported() -> None:
-    """Import what an inner run would, which forgets its imports: torch bears only one."""
-    growth = attnprof.sweep(plugin_models.make_step, seq_lens=[8, 16, 32], dry_run=True)
-    growth.fit("softmax")
-    render_growth_html(summarise_growth(growth, name="imported"))
-    with attnprof.trace() as tracer:
-        plugin_models.train(plugin_models.make_gpt2("sdpa", dropout=0.1), 8)
-    render_html(summarise(tracer.run))
-    tracer.run.simulate_allocator()
+@pytest.fixture(autouse=True)
+def kept_imports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeptImports]:
+    """Keep imports beyond the end of ``pytester``, which forgets them a second time."""
+    kept = KeptImports(tmp_path_factory.getbasetemp())
+    yield kept
+    kept.put_back()
 
 
 @pytest.fixture
-def quick(imported: None) -> Iterator[None]:
+def quick() -> Iterator[None]:
     """Spare the collector, which pytest calls often, all that torch has made on import."""
     gc.freeze()
     yield
@@ -45,9 +54,16 @@ def options(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester, options: None) -> Run:
+def run(pytester: pytest.Pytester, options: None, kept_imports: KeptImports) -> Run:
     """Run pytest in this process, in the directory of ``pytester``."""
-    return pytester.runpytest_inprocess
+
+    def run_here(*arguments: str, **settings: bool) -> pytest.RunResult:
+        try:
+            return pytester.runpytest_inprocess(*arguments, plugins=[kept_imports], **settings)
+        finally:
+            kept_imports.put_back()
+
+    return run_here
 
 
 @pytest.fixture
