@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from attnprof.capture.devices import GpuReader
 from attnprof.capture.recorder import Recorder
 from attnprof.store.schema import SEED, SEGMENT_SEED
 
@@ -90,6 +91,7 @@ class AllocatorHistory:
             self._recorder.before_commit.remove(self.collect)
             if self._is_started:
                 self._read_counters("end")
+                self._read_process()
                 if self._is_ours:
                     torch.cuda.memory._record_memory_history(enabled=None)
 
@@ -158,6 +160,14 @@ class AllocatorHistory:
                 for which in ("current", "peak")
             }
             devices.setdefault(f"cuda:{device}", {})[when] = counted
+
+    def _read_process(self) -> None:
+        """Note what NVML counts for the whole process, the CUDA context and libraries included."""
+        gpus = GpuReader()
+        for device, own_bytes, *_ in gpus.read():
+            if device in self.info["devices"] and own_bytes:
+                self.info["devices"][device]["end"]["process_bytes"] = own_bytes
+        gpus.close()
 
 
 def _identify(event: dict[str, Any]) -> tuple[Any, ...]:

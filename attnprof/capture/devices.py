@@ -70,6 +70,7 @@ class GpuReader:
     def __init__(self) -> None:
         """Start NVML if it is there."""
         self._handles: list[Any] = []
+        self._names: dict[str, str] = {}
         self.why_not: str | None = None
         try:
             import pynvml
@@ -87,18 +88,29 @@ class GpuReader:
     def read(self) -> list[tuple[str, int, int, int]]:
         """Return device, this process's bytes, used bytes and total bytes for every GPU.
 
-        Device numbers are NVML's, which CUDA_VISIBLE_DEVICES may reorder for the program.
+        A device has torch's name, such as ``cuda:0``, once the program has used CUDA; before that,
+        and if the program does not see it, NVML's number, as ``nvml:0``. The process's bytes are 0
+        where NVML does not know it, as in a container with process numbers of its own.
         """
         rows = []
         for number, handle in enumerate(self._handles):
             try:
                 memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
                 processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+                name = self._find_names().get(self._nvml.nvmlDeviceGetUUID(handle))
             except self._nvml.NVMLError:
                 continue
             own = sum(p.usedGpuMemory or 0 for p in processes if p.pid == os.getpid())
-            rows.append((f"nvml:{number}", own, int(memory.used), int(memory.total)))
+            rows.append((name or f"nvml:{number}", own, int(memory.used), int(memory.total)))
         return rows
+
+    def _find_names(self) -> dict[str, str]:
+        """Return torch's names of the GPUs by UUID: CUDA_VISIBLE_DEVICES may reorder them."""
+        if not self._names and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            for index in range(torch.cuda.device_count()):
+                uuid = getattr(torch.cuda.get_device_properties(index), "uuid", None)
+                self._names[f"GPU-{uuid}"] = f"cuda:{index}"
+        return self._names
 
     def close(self) -> None:
         """Shut NVML down."""

@@ -1,6 +1,7 @@
 """How far a report can be trusted: what is unexplained, what is inferred, how the run ended."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
@@ -72,7 +73,7 @@ def _note_allocator(run: Run, peak: Peak) -> list[Note]:
             "those of tensors, and what ops take inside themselves is not seen"
         )
         return [Note("allocator", text, is_warning=True)]
-    notes = [_note_counters(run, peak)]
+    notes = [_note_counters(run, peak), *_note_context(about, peak)]
     if about.get("lost_events"):
         text = (
             "events of the allocator's history were dropped before they could be read; blocks and "
@@ -101,6 +102,20 @@ def _note_counters(run: Run, peak: Peak) -> Note:
         for each in off
     )
     return Note("allocator", f"the blocks do not add up to torch's counters: {said}", True)
+
+
+def _note_context(about: dict[str, Any], peak: Peak) -> list[Note]:
+    """Say how much of the device the process held beyond what the allocator had reserved."""
+    counted = about.get("devices", {}).get(peak.device, {}).get("end", {})
+    if not counted.get("process_bytes"):
+        return []  # no NVML, or it does not know this process
+    process, reserved = counted["process_bytes"], counted["reserved_bytes_current"]
+    text = (
+        f"at the end the process held {format_bytes(process)} of {peak.device}, "
+        f"{format_bytes(process - reserved)} more than the allocator had reserved: CUDA's context, "
+        "libraries, and what they took by themselves"
+    )
+    return [Note("context", text)]
 
 
 def _note_unseen(run: Run, peak: Peak) -> list[Note]:

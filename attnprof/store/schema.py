@@ -123,7 +123,7 @@ MARKS = pa.schema([("kind", pa.int8()), ("time_ns", pa.int64()), ("op", pa.int64
 SAMPLES = pa.schema(
     [
         ("time_ns", pa.int64()),
-        ("device", pa.string()),  # "host" or "cuda:0"
+        ("device", pa.string()),  # "host", "cuda:0", or "nvml:0" before the program used CUDA
         ("process_bytes", pa.int64()),  # resident set on the host, NVML's process total on a GPU
         ("used_bytes", pa.int64()),
         ("total_bytes", pa.int64()),

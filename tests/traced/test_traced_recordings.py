@@ -19,6 +19,7 @@ import attnprof
 from attnprof.attribution.attribute import attribute
 from attnprof.report.html import render_html
 from attnprof.report.json import render_json
+from attnprof.report.notes import Note
 from attnprof.report.summary import summarise
 from attnprof.run import Run
 from attnprof.store import open_run
@@ -271,27 +272,46 @@ def test_without_ops_bytes_stay_right_and_names_are_guesses(
         assert named.get(category) == known.get(category)
 
 
-def change_peaks(source: Path, target: Path, change: Callable[[int, int], tuple[int, int]]) -> Run:
-    """Copy a run as if torch's counter had stood elsewhere in the beginning and in the end."""
+def change_counters(
+    source: Path, target: Path, change: Callable[[dict[str, int], dict[str, int]], None]
+) -> Run:
+    """Copy a run as if other counters had been read in the beginning and in the end."""
     shutil.copytree(source, target)
     info = json.loads((target / "run.json").read_text())
     counters = info["allocator"]["devices"][GPU]
-    name = "allocated_bytes_peak"
-    begin, end = change(counters["begin"][name], counters["end"][name])
-    counters["begin"][name], counters["end"][name] = begin, end
+    change(counters["begin"], counters["end"])
     (target / "run.json").write_text(json.dumps(info))
     return attnprof.load(target)
 
 
+def notes_of(run: Run, subject: str) -> list[Note]:
+    return [note for note in summarise(run).notes if note.subject == subject]
+
+
 def test_what_does_not_add_up_is_a_warning(load: Load, tmp_path: Path) -> None:
-    run = change_peaks(load("gpt2").path, tmp_path / "run", lambda begin, end: (begin, end + 512))
-    (note,) = [note for note in summarise(run).notes if note.subject == "allocator"]
+    def change(begin: dict[str, int], end: dict[str, int]) -> None:
+        end["allocated_bytes_peak"] += 512
+
+    (note,) = notes_of(change_counters(load("gpt2").path, tmp_path / "run", change), "allocator")
     assert note.is_warning
     assert "+512 bytes off" in note.text
 
 
 def test_older_peak_in_the_counter_is_not_compared(load: Load, tmp_path: Path) -> None:
-    run = change_peaks(load("gpt2").path, tmp_path / "run", lambda begin, end: (2**40, 2**40))
+    def change(begin: dict[str, int], end: dict[str, int]) -> None:
+        begin["allocated_bytes_peak"] = end["allocated_bytes_peak"] = 2**40
+
+    run = change_counters(load("gpt2").path, tmp_path / "run", change)
     compared = {each.counter for each in run.reconciliation()}
     assert "allocated_bytes.all.peak" not in compared
     assert "allocated_bytes.all.current" in compared
+
+
+def test_what_the_process_holds_beyond_the_allocator_is_said(load: Load, tmp_path: Path) -> None:
+    def change(begin: dict[str, int], end: dict[str, int]) -> None:
+        end["process_bytes"] = end["reserved_bytes_current"] + 300 * MIB
+
+    (note,) = notes_of(change_counters(load("gpt2").path, tmp_path / "run", change), "context")
+    assert not note.is_warning
+    assert "300.0 MiB more than the allocator had reserved" in note.text
+    assert notes_of(load("gpt2"), "context") == []  # NVML was not there
