@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from attnprof.capture.block_tables import note_blocks
     from attnprof.capture.dry_run import dry_run
     from attnprof.capture.sweep import sweep
-    from attnprof.capture.tracer import Tracer, tag, trace
+    from attnprof.capture.tags import tag
+    from attnprof.capture.tracer import Tracer, trace
     from attnprof.errors import AttnprofError
     from attnprof.growth import Growth
     from attnprof.run import Run, load
@@ -51,7 +52,7 @@ _HOMES = {
     "load": "attnprof.run",
     "note_blocks": "attnprof.capture.block_tables",
     "sweep": "attnprof.capture.sweep",
-    "tag": "attnprof.capture.tracer",
+    "tag": "attnprof.capture.tags",
     "trace": "attnprof.capture.tracer",
 }
 

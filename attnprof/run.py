@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from attnprof.analysis.allocator import AllocatorSettings, Simulation, simulate_allocator
@@ -105,7 +106,11 @@ class Run:
 
     @cached_property
     def steps(self) -> pl.DataFrame:
-        """A row per step: length and batch of its data, peak and reserved bytes, seconds."""
+        """A row per step: length and batch of its data, peak and reserved bytes, seconds.
+
+        ``is_detailed`` is false for steps of a long loop that were only counted: of these there is
+        what the allocator counted.
+        """
         return describe_steps(self.attribution, is_dry=self.is_dry)
 
     def peak(
@@ -119,8 +124,13 @@ class Run:
             phase: Only at allocations made in this phase.
 
         Raises:
-            ValueError: The run has no such step, device or phase.
+            ValueError: The run has no such step, device or phase, or the step was only counted.
         """
+        if step in np.flatnonzero(self.attribution.timeline.counted >= 0).tolist():
+            raise ValueError(
+                f"step {step} was only counted, so that it has no blocks; run.steps has what the "
+                'allocator counted, and attnprof.trace(detail="full") records every step'
+            )
         return find_peak(self.attribution.allocations, step=step, device=device, phase=phase)
 
     def simulate_allocator(

@@ -75,6 +75,16 @@ class Status(StrEnum):
     RECORDING = "recording"
 
 
+class Detail(StrEnum):
+    """How much of a training loop is recorded."""
+
+    AUTO = "auto"
+    """On CUDA the first steps, and those after a higher peak; of the others what the allocator
+    counts. Elsewhere every step."""
+    FULL = "full"
+    """Every step."""
+
+
 class AttentionKind(StrEnum):
     """How an attention layer does its work, read from its products and what they contract."""
 

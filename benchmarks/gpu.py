@@ -6,21 +6,18 @@ written down with its error, and the others go on.
 """
 
 import argparse
-import gc
 import json
 import platform
-import statistics
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from gpu_cases import Results, attempt, forget
 from gpu_models import MODELS, Step, make_step
+from gpu_times import time_loops, time_watchers
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -29,7 +26,6 @@ from attnprof.analysis.wall import count_needed_bytes
 from attnprof.theory.devices import DEVICES
 
 GIB = 2**30
-Results = dict[str, Any]
 
 
 def measure_peak(step: Step) -> int:
@@ -40,32 +36,6 @@ def measure_peak(step: Step) -> int:
     torch.cuda.synchronize()
     peak: int = torch.cuda.memory_stats()["allocated_bytes.all.peak"]
     return peak
-
-
-def forget() -> None:
-    """Give back what nobody holds, so that each case begins alike."""
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
-def attempt(measure: Callable[..., Results], *arguments: Any) -> Results:
-    """Return what is measured, or with which error that failed, and how long it took."""
-    forget()
-    begin = time.perf_counter()
-    try:
-        results = measure(*arguments)
-    except Exception:
-        results = {"error": traceback.format_exc(limit=-4)}
-    return results | {"seconds": round(time.perf_counter() - begin, 1)}
-
-
-def time_step(step: Step) -> float:
-    """Return the seconds of a step."""
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    step()
-    torch.cuda.synchronize()
-    return time.perf_counter() - begin
 
 
 def reconcile(tiny: bool) -> Results:
@@ -92,76 +62,6 @@ def reconcile_model(kind: str, dtype: str, tiny: bool) -> Results:
         "peak_moved_bytes": peak.total_bytes - untraced,
         "unattributed_share": peak.by_category().get("unattributed", 0) / peak.total_bytes,
         "by_category": peak.by_category(),
-    }
-
-
-@contextmanager
-def tracing() -> Iterator[None]:
-    """Trace what runs inside; the first step of a trace, which names everything, is not timed."""
-    with attnprof.trace():
-        yield
-
-
-@contextmanager
-def recording_history() -> Iterator[None]:
-    """Have the allocator record its history, as people do by hand."""
-    torch.cuda.memory._record_memory_history(max_entries=1_000_000)
-    try:
-        yield
-    finally:
-        torch.cuda.memory._record_memory_history(enabled=None)
-
-
-def profiling() -> AbstractContextManager[Any]:
-    """Have torch's profiler record memory."""
-    return torch.profiler.profile(profile_memory=True)
-
-
-def tracking() -> AbstractContextManager[Any]:
-    """Have torch's MemTracker look on."""
-    from torch.distributed._tools.mem_tracker import MemTracker
-
-    tracker: AbstractContextManager[Any] = MemTracker()
-    return tracker
-
-
-WATCHERS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-    "untraced": nullcontext,
-    "attnprof": tracing,
-    "history only": recording_history,
-    "torch.profiler": profiling,
-    "MemTracker": tracking,
-}
-
-
-def time_watchers(tiny: bool, rounds: int) -> Results:
-    """Time steps under each watcher, as ratios to the untraced step beside them."""
-    cases = [("gpt2", n) for n in (1024, 2048, 4096)] + [("llama", 4096)]
-    cases = [("gpt2", 64)] if tiny else cases
-    return {f"{k} bf16 sdpa n={n}": attempt(time_model, k, n, rounds, tiny) for k, n in cases}
-
-
-def time_model(kind: str, length: int, rounds: int, tiny: bool) -> Results:
-    """Time all watchers in turn, round by round."""
-    step = make_step(kind, length, "cuda", tiny=tiny)
-    step()
-    seconds: dict[str, list[float]] = {name: [] for name in WATCHERS}
-    for _ in range(rounds):
-        for name, watch in WATCHERS.items():
-            with watch() as watcher:
-                times = []
-                for _ in range(4):
-                    if name == "MemTracker":
-                        watcher.reset_mod_stats()
-                    times.append(time_step(step))
-                seconds[name].append(statistics.median(times[1:]))
-    plain = seconds.pop("untraced")
-    return {
-        "untraced_seconds": statistics.median(plain),
-        "ratio": {
-            name: statistics.median(a / b for a, b in zip(own, plain, strict=True))
-            for name, own in seconds.items()
-        },
     }
 
 
@@ -342,6 +242,7 @@ def main() -> int:
     parts: dict[str, Callable[[], Results]] = {
         "reconciliation": partial(reconcile, tiny),
         "time": partial(time_watchers, tiny, arguments.rounds),
+        "long_loops": partial(time_loops, tiny),
         "prediction": partial(predict, tiny),
         "walls": partial(find_walls, tiny),
         "what_if": partial(replace_attention, tiny),

@@ -13,6 +13,7 @@ from attnprof.analysis.allocator.history import (
     Events,
     Lives,
     list_lives,
+    list_seedings,
 )
 from attnprof.analysis.allocator.settings import AllocatorSettings
 from attnprof.attribution.attribute import Attribution
@@ -47,7 +48,12 @@ class DeviceHistory:
         """Return how much was reserved after each event."""
         kind, size = self.events.kind, self.events.size_bytes
         change = np.where(kind == SEGMENT_TAKEN, size, 0) - np.where(kind == SEGMENT_GIVEN, size, 0)
-        return np.cumsum(change)
+        total = np.cumsum(change)
+        for first, after in list_seedings(self.events):
+            before = total[first - 1] if first else 0
+            total[after - 1 :] -= before  # all of it is told again
+            total[first:after] = total[after - 1]
+        return total
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ def read_histories(
             kinds[code[rows]],
             own["address"],
             own["size_bytes"],
-            int(is_seed[code[rows]].sum()),
+            is_seed[code[rows]],
         )
         lives = list_lives(events, settings, sizes_are_exact=sizes_are_exact)
         histories.append(

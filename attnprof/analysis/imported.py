@@ -98,7 +98,7 @@ def _build_allocations(
     lives, times = history.lives, history.time_ns
     own = stored.table("allocator_contexts").slice(int(history.rows[0]), len(times))
     stack = history.stack[lives.begin]
-    is_seed = lives.begin < history.events.seeds
+    is_seed = history.events.is_seed[lives.begin]
     named = _read_words(own["category"], read_category)[lives.begin]
     blocks = Allocations(lives.begin, lives.end, is_seed, stack, lives.requested_bytes, named)
     inferred = infer(blocks, meanings)
@@ -205,12 +205,13 @@ def describe_imported_steps(allocations: pl.DataFrame, device: str) -> pl.DataFr
             peak_bytes=pl.col("live").max(),
             peak_phase=pl.col("phase").cast(pl.String).get(highest),
             reserved_bytes=pl.lit(None, pl.Int64),
+            is_detailed=pl.lit(True),
             **seconds,
         )
         .with_columns(wall_seconds=(pl.col("end_ns") - pl.col("begin_ns")) / 1e9)
         .select(
             *("step", "begin_ns", "end_ns", "wall_seconds", "seq_len", "batch", "ops"),
-            *("peak_bytes", "peak_phase", "reserved_bytes", *seconds),
+            *("peak_bytes", "peak_phase", "reserved_bytes", "is_detailed", *seconds),
         )
     )
 

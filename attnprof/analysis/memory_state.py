@@ -5,7 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from attnprof.analysis.allocator.history import OOM, SEGMENT_GIVEN, SEGMENT_TAKEN, Events
+from attnprof.analysis.allocator.history import (
+    OOM,
+    SEGMENT_GIVEN,
+    SEGMENT_TAKEN,
+    Events,
+    list_seedings,
+)
 from attnprof.analysis.allocator.segments import cut, list_gaps, merge
 from attnprof.analysis.allocator.settings import AllocatorSettings
 from attnprof.analysis.allocator.simulation import simulate_allocator
@@ -78,8 +84,12 @@ def _is_capped(requested_bytes: int, device_free_bytes: int) -> bool:
 
 
 def describe_state(history: DeviceHistory, at: int) -> MemoryState:
-    """Return what was held once the event ``at`` had happened."""
+    """Return what was held once the event ``at`` had happened; of seeds, once all had."""
     events, lives = history.events, history.lives
+    begin = 0
+    for first, after in list_seedings(events):
+        if first <= at:
+            begin, at = first, max(at, after - 1)
     taken = lives.begin <= at
     held = np.flatnonzero(taken & ((lives.reusable < 0) | (lives.reusable > at)))
     is_allocated = (lives.end[held] < 0) | (lives.end[held] > at)
@@ -87,7 +97,7 @@ def describe_state(history: DeviceHistory, at: int) -> MemoryState:
     starts = events.address[lives.begin[held]]
     order = np.argsort(starts, kind="stable")
     blocks = list(zip(starts[order].tolist(), (starts + sizes)[order].tolist(), strict=True))
-    spans = list(_list_segments(events, at).items())
+    spans = list(_list_segments(events, begin, at).items())
     # Pages that lie beside each other serve one block; segments of cudaMalloc do not.
     spans = merge(spans) if history.settings.expandable_segments else sorted(spans)
     gaps = list_gaps(spans, blocks)
@@ -100,10 +110,12 @@ def describe_state(history: DeviceHistory, at: int) -> MemoryState:
     )
 
 
-def _list_segments(events: Events, at: int) -> dict[int, int]:
-    kind = events.kind[: at + 1]
+def _list_segments(events: Events, first: int, last: int) -> dict[int, int]:
+    """Return the segments there are after ``last``; what was before ``first`` is told anew."""
+    kind = events.kind[: last + 1]
+    rows = np.flatnonzero((kind == SEGMENT_TAKEN) | (kind == SEGMENT_GIVEN))
     spans: dict[int, int] = {}
-    for row in np.flatnonzero((kind == SEGMENT_TAKEN) | (kind == SEGMENT_GIVEN)).tolist():
+    for row in rows[rows >= first].tolist():
         begin = int(events.address[row])
         end = begin + int(events.size_bytes[row])
         if kind[row] == SEGMENT_TAKEN:

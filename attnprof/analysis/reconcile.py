@@ -30,7 +30,8 @@ def reconcile(attribution: AllocatorAttribution, about: dict[str, Any]) -> list[
     """Return torch's counters beside the replay, per device.
 
     A counter of peaks speaks of the trace only if it stood at what was held when the trace began,
-    or has risen since; where an older peak stands in its place it is left out.
+    or has risen since; where an older peak stands in its place it is left out. So it is where it
+    rose in a step that was only counted.
 
     Args:
         attribution: A traced run's blocks and histories.
@@ -42,14 +43,26 @@ def reconcile(attribution: AllocatorAttribution, about: dict[str, Any]) -> list[
         if not {"begin", "end"} <= counters.keys():  # the process was killed
             continue
         begin, end = counters["begin"], counters["end"]
+        unseen = _find_counted_peaks(attribution, history)
         for name, (peak, current) in _replay(attribution, history).items():
             was_fresh = begin[f"{name}_peak"] == begin[f"{name}_current"]
-            if was_fresh or end[f"{name}_peak"] > begin[f"{name}_peak"]:
-                counted = end[f"{name}_peak"]
+            counted = end[f"{name}_peak"]
+            is_seen = peak == counted or unseen[name] < counted
+            if is_seen and (was_fresh or counted > begin[f"{name}_peak"]):
                 found.append(Reconciliation(history.device, f"{name}.all.peak", peak, counted))
             counted = end[f"{name}_current"]
             found.append(Reconciliation(history.device, f"{name}.all.current", current, counted))
     return found
+
+
+def _find_counted_peaks(attribution: Attribution, history: DeviceHistory) -> dict[str, int]:
+    """Return the highest counters of steps that were only counted."""
+    rows = attribution.facts.stored.columns("counted_steps")
+    own = rows["device"] == history.number
+    return {
+        "allocated_bytes": int(rows["peak_bytes"][own].max(initial=-1)),
+        "reserved_bytes": int(rows["reserved_bytes"][own].max(initial=-1)),
+    }
 
 
 def _replay(

@@ -1,5 +1,7 @@
 """One row per step: how long it took, how much it needed, how long its sequences were."""
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 
@@ -18,7 +20,10 @@ def describe_steps(
 
     Columns: ``step``, ``begin_ns``, ``end_ns``, ``wall_seconds``, ``seq_len`` and ``batch`` of the
     data, ``ops``, ``peak_bytes`` and ``peak_phase`` on the device, ``reserved_bytes`` (null where
-    it is not known), and seconds per phase as ``<phase>_seconds``.
+    it is not known), ``is_detailed``, and seconds per phase as ``<phase>_seconds``.
+
+    Of a step that was only counted (``is_detailed`` is false) there is what the allocator counted;
+    ``peak_bytes`` is null unless its peak was the highest so far.
 
     Args:
         attribution: A run's facts and what they mean.
@@ -36,8 +41,12 @@ def describe_steps(
     phase_of_block = replayed.frame["phase"].cast(pl.String).to_list()
     lengths = _read_lengths(attribution)
     reserved = _find_reserved(attribution, device, is_dry=is_dry)
-    rows = []
+    counted = _describe_counted(attribution, device)
+    rows: list[dict[str, Any]] = []
     for step, (begin, end) in enumerate(zip(begins.tolist(), ends.tolist(), strict=True)):
+        if timeline.counted[step] >= 0:
+            rows.append({"step": step, **counted[int(timeline.counted[step])]})
+            continue
         own = np.flatnonzero(step_of_block == step)
         at = int(own[np.argmax(replayed.live_bytes[own])]) if len(own) else None
         first = int(facts.time_ns[begin]) if begin < facts.count else 0
@@ -55,12 +64,39 @@ def describe_steps(
                 "peak_bytes": int(replayed.live_bytes[at]) if at is not None else 0,
                 "peak_phase": phase_of_block[at] if at is not None else None,
                 "reserved_bytes": reserved[step] if reserved else None,
+                "is_detailed": True,
                 **_time_phases(attribution, begin, end),
             }
         )
+    nullable = ("seq_len", "batch", "peak_bytes", "reserved_bytes")
     return pl.DataFrame(
-        rows, schema_overrides={"reserved_bytes": pl.Int64}, infer_schema_length=None
+        rows, schema_overrides=dict.fromkeys(nullable, pl.Int64), infer_schema_length=None
     )
+
+
+def _describe_counted(attribution: Attribution, device: str) -> dict[int, dict[str, Any]]:
+    """Return by number what is known of the steps that were only counted."""
+    facts = attribution.facts
+    table = facts.stored.table("counted_steps").to_pylist()
+    nobody = dict.fromkeys(("seq_len", "batch", "peak_bytes", "peak_phase", "reserved_bytes"))
+    found: dict[int, dict[str, Any]] = {}
+    for row in table:
+        step = found.setdefault(
+            row["step"],
+            {
+                "begin_ns": row["begin_ns"],
+                "end_ns": row["end_ns"],
+                "wall_seconds": (row["end_ns"] - row["begin_ns"]) / 1e9,
+                "ops": 0,
+                "is_detailed": False,
+                **nobody,
+                **{f"{phase.value}_seconds": None for phase in CODE},
+            },
+        )
+        if facts.devices[row["device"]] == device:
+            step["reserved_bytes"] = row["reserved_bytes"]
+            step["peak_bytes"] = row["peak_bytes"] if row["peak_bytes"] >= 0 else None
+    return found
 
 
 def _find_reserved(attribution: Attribution, device: str, *, is_dry: bool) -> list[int]:

@@ -35,7 +35,7 @@ def _list_blocks(history: DeviceHistory) -> DeviceBlocks:
     return DeviceBlocks(
         device=history.number,
         op=history.op,
-        seeds=history.events.seeds,
+        is_seed=history.events.is_seed,
         begin=lives.begin,
         end=lives.end,
         address=history.events.address[lives.begin],

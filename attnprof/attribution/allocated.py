@@ -48,7 +48,7 @@ def _describe(placed: PlacedBlocks, storages: Blocks, row_of_start: Ints, facts:
     is_freed = own.end >= 0
     end = np.where(is_freed, np.append(placed.position, count)[own.end], count)
     tag = own.op[own.begin]
-    tag = np.where(tag < facts.count, tag, -1)
+    tag = np.where((tag < facts.count) & ~own.is_seed[own.begin], tag, -1)
     started, ended = events["time_ns"][start], np.append(events["time_ns"], -1)[end]
 
     def of_storage(name: str, otherwise: Ints) -> Ints:
@@ -71,6 +71,6 @@ def _describe(placed: PlacedBlocks, storages: Blocks, row_of_start: Ints, facts:
         op=np.where(op < 0, tag, op),
         at_op=events["op"][start],
         signature=of_storage("signature", np.full(len(row), -1)),
-        is_found=own.begin < own.seeds,
+        is_found=own.is_from_before,
         is_freed=is_freed,
     )

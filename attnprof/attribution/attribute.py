@@ -201,7 +201,10 @@ def _find_starts(
     """
     owned = np.isin(category, [CATEGORY[c] for c in ROLE_CATEGORIES.values()])
     step_start = np.searchsorted(facts.events["op"], timeline.step_begin, "left")
-    early = np.where(owned, 0, step_start[step])
+    # Where recording went on after a gap: what is older than that may be from inside the gap.
+    since = np.append(0, np.unique(step_start[timeline.counted >= 0]))
+    recorded = since[np.searchsorted(since, blocks.start, "right") - 1]
+    early = np.where(owned, recorded, step_start[step])
     is_older = blocks.is_found & (category != CATEGORY[Category.UNATTRIBUTED])
     return np.where(is_older, np.minimum(early, blocks.start), blocks.start)
 

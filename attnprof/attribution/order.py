@@ -6,13 +6,14 @@ ran, the ledger how many had finished; and a storage and the block that it lies 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from attnprof.store.schema import BORN, FREED
 
 Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
+Bools = np.ndarray[tuple[int], np.dtype[np.bool_]]
 Events = dict[str, np.ndarray]
 """The columns of `storage_events`."""
 
@@ -29,9 +30,10 @@ class DeviceBlocks:
     device: int
     """Row of `devices`."""
     op: Ints
-    """Per event, the op that was running, or -1."""
-    seeds: int
-    """How many events, from the first on, tell what was there before the history began."""
+    """Per event, the op that was running, or -1. Of seeds, how many ops had finished when the
+    history went on; -1 where it begins."""
+    is_seed: Bools
+    """Per event, whether it tells what was there when the history began, or went on."""
     begin: Ints
     """Per block, the event that took it."""
     end: Ints
@@ -43,7 +45,13 @@ class DeviceBlocks:
     @property
     def has_ops(self) -> bool:
         """Whether the allocator noted ops; else what lies where is guessed from sizes in turn."""
-        return bool((self.op >= 0).any())
+        return bool((self.op[~self.is_seed] >= 0).any())
+
+    @property
+    def is_from_before(self) -> Bools:
+        """Per block, whether it was there before the history began."""
+        result: Bools = self.is_seed[self.begin] & (self.op[self.begin] < 0)
+        return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +93,9 @@ def merge_events(
     """
     count = len(ledger["op"])
     starts, ends = pair_storage_events(ledger)
-    placed = [_place(ledger, starts, ends, each) for each in devices]
+    matched = [_join_over_gaps(ledger, starts, ends, each) for each in devices]
+    devices = [device for device, _ in matched]
+    placed = [_place(ledger, starts, ends, *each) for each in matched]
     before = np.concatenate([np.arange(count), *(place.before for place in placed)])
     op = np.concatenate([ledger["op"], *(place.op for place in placed)])
     is_ledger = np.arange(len(op)) < count
@@ -134,18 +144,55 @@ class _Place:
     """Per block, the ledger's event that shows which storage is in it, or -1."""
 
 
-def _place(ledger: Events, starts: Ints, ends: Ints, device: DeviceBlocks) -> _Place:
+def _join_over_gaps(
+    ledger: Events, starts: Ints, ends: Ints, device: DeviceBlocks
+) -> tuple[DeviceBlocks, Ints]:
+    """Return the blocks, and per block the position in ``starts`` of its storage, or -1.
+
+    A block that is seeded where the history goes on is the one that ended there, at its address, if
+    the storage in that one is still live; or if no storage is seen in either, as of a workspace.
+    """
+    match = _match(ledger, starts, device)
+    begin, end = device.begin, device.end.copy()
+    ends_at = np.full(len(device.op) + 1, -1, np.int64)
+    ends_at[end] = np.arange(len(end))
+    ends_at[-1] = -1  # of blocks that are live
+    is_kept = np.ones(len(begin), np.bool_)
+    # From the last to the first, so that what is joined once can be joined again.
+    for again in np.flatnonzero(device.is_seed[begin])[::-1].tolist():
+        before = int(ends_at[begin[again]])
+        if before < 0 or device.address[before] != device.address[again]:
+            continue
+        if device.requested_bytes[before] != device.requested_bytes[again]:
+            continue
+        storage = match[before]
+        gone = ends[storage] if storage >= 0 else len(ledger["op"])
+        is_live = gone == len(ledger["op"]) or ledger["op"][gone] > device.op[begin[again]]
+        if is_live and match[again] < 0:
+            end[before] = end[again]
+            is_kept[again] = False
+    kept = replace(
+        device,
+        begin=begin[is_kept],
+        end=end[is_kept],
+        address=device.address[is_kept],
+        requested_bytes=device.requested_bytes[is_kept],
+        size_bytes=device.size_bytes[is_kept],
+    )
+    return kept, match[is_kept]
+
+
+def _place(ledger: Events, starts: Ints, ends: Ints, device: DeviceBlocks, match: Ints) -> _Place:
     ops = np.maximum.accumulate(ledger["op"])
     count = len(ops)
     tag = device.op
     tagged = np.flatnonzero(tag >= 0)
-    match = _match(ledger, starts, device)
     # Between which of the ledger's events each of the allocator's lies.
     earliest = np.zeros(len(tag), np.int64)
     latest = np.full(len(tag), count, np.int64)
     earliest[tagged] = _find_beginnings(ops, ledger["kind"] == BORN, tag[tagged])
     latest[tagged] = np.searchsorted(ops, tag[tagged], "right")
-    latest[: device.seeds] = 0
+    latest[device.is_seed & (tag < 0)] = 0
     known = np.flatnonzero(match >= 0)
     born = known[ledger["kind"][starts[match[known]]] == BORN]
     born = born[tag[device.begin[born]] < 0]

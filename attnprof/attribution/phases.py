@@ -43,6 +43,9 @@ class Timeline:
     """Per entry of `forward_end`, whether gradients were enabled."""
     settled_ns: Ints
     """Per entry of `forward_end`, the instant: what is live then, autograd (or the user) holds."""
+    counted: Ints
+    """Per step, its number among those that were only counted, or -1. Such a step has no ops: it
+    begins where the next one does."""
 
     def step_of(self, op: Ints) -> Ints:
         """Return the step of each op number."""
@@ -57,7 +60,9 @@ def find_timeline(facts: Facts) -> Timeline:
     enters: Ints = facts.scopes["enter_op"][outer][order]
     exits: Ints = facts.scopes["exit_op"][outer][order]
     grads: Bools = (facts.scopes["flags"][outer][order] & GRAD_ENABLED) != 0
-    step_begin = _find_step_begins(facts.count, enters, marks)
+    step_begin, counted = _insert_counted(
+        _find_step_begins(facts.count, enters, marks), facts.stored.columns("counted_steps")
+    )
     phase = np.full(facts.count, CODE[Phase.OUTSIDE], np.int64)
     phase[facts.scope >= 0] = CODE[Phase.FORWARD]
     _mark_losses(phase, facts, step_begin)
@@ -79,6 +84,7 @@ def find_timeline(facts: Facts) -> Timeline:
         forward_exit=exits,
         forward_has_grad=grads,
         settled_ns=_find_settled_times(facts, ends, exits, marks),
+        counted=counted,
     )
 
 
@@ -95,6 +101,20 @@ def _find_step_begins(count: int, enters: Ints, marks: dict[str, Ints]) -> Ints:
         else:
             begins = enters[1:]
     return np.unique(np.concatenate([[0], begins])).astype(np.int64)
+
+
+def _insert_counted(begins: Ints, rows: dict[str, Ints]) -> tuple[Ints, Ints]:
+    """Return the first op of every step, with those that were only counted, and `Timeline.counted`.
+
+    Args:
+        begins: The first ops of steps whose ops were recorded.
+        rows: The table ``counted_steps``.
+    """
+    numbers, first = np.unique(rows["step"], return_index=True)
+    op = np.concatenate([rows["op"][first], begins]).astype(np.int64)
+    counted = np.concatenate([numbers, np.full(len(begins), -1)]).astype(np.int64)
+    order = np.argsort(op, kind="stable")  # counted ones before the step that ended their stretch
+    return op[order], counted[order]
 
 
 def _mark_losses(phase: Ints, facts: Facts, step_begin: Ints) -> None:

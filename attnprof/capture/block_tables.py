@@ -22,7 +22,8 @@ def note_blocks(
 ) -> None:
     """Record how a paged cache is filled; call it once per forward, before or inside of it.
 
-    Does nothing when no trace is running, so it can stay in the code of an engine.
+    Does nothing when no trace is running, so it can stay in the code of an engine; nor in steps
+    that are only counted.
 
     Args:
         pool: The tensor that the blocks are in.
@@ -53,9 +54,9 @@ def note_blocks(
             tokens_in[block] = max(tokens_in.get(block, 0), inside)
     owners = Counter(block for blocks, _tokens in sequences for block in set(blocks))
     active = tracing._active
-    if active is None or active._recorder is None or active._ledger is None:
+    if active is None or not active.is_recording or active._recorder is None:
         return
-    storage = active._ledger.find(pool)
+    storage = active.ledger.find(pool)
     if storage < 0:
         return
     active._recorder.block_tables.append(

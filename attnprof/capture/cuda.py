@@ -16,13 +16,14 @@ Known limitations:
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from attnprof.capture.devices import GpuReader
 from attnprof.capture.recorder import Recorder
-from attnprof.store.schema import SEED, SEGMENT_SEED
+from attnprof.store.schema import RESUMED, SEED, SEGMENT_SEED
 
 RING_EVENTS = 1_000_000
 """Events the allocator keeps between two commits; a step of a large model makes some 10 000."""
@@ -32,6 +33,24 @@ OP_PREFIX = "attnprof:"
 
 COUNTERS = ("allocated_bytes", "reserved_bytes")
 """What is read of ``torch.cuda.memory_stats``, to hold the answers against."""
+PINNED = ("allocated_bytes", "active_bytes")
+"""What is read of ``torch.cuda.host_memory_stats``: pinned memory, kept for reuse, and in use."""
+
+_NO_POOL = (0, 0)
+"""The number of the pool that everyone shares."""
+
+IDLE_EVENTS = 1000
+"""Events the allocator keeps while steps are only counted: enough to hold a failed request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What torch counts on a device."""
+
+    allocated_bytes: int
+    peak_bytes: int
+    reserved_bytes: int
+    reserved_peak_bytes: int
 
 
 def describe_support() -> list[tuple[str, bool, str]]:
@@ -68,6 +87,7 @@ class AllocatorHistory:
         self._tag_ops = tag_ops
         self._is_started = False
         self._is_ours = False
+        self._is_paused = False
         self._newest: dict[int, dict[str, Any]] = {}
         """Per device, the last event that was moved to the recorder."""
         self.info: dict[str, Any] = {}
@@ -87,17 +107,20 @@ class AllocatorHistory:
         try:
             yield
         finally:
+            self._leave_failures()
             queued[:] = [each for each in queued if each[0] != self._start]
             self._recorder.before_commit.remove(self.collect)
             if self._is_started:
                 self._read_counters("end")
                 self._read_process()
+                self._read_pools()
+                self._read_pinned()
                 if self._is_ours:
                     torch.cuda.memory._record_memory_history(enabled=None)
 
     def collect(self) -> None:
         """Move events that are new since the last call to the recorder."""
-        if not self._is_started:
+        if not self._is_started or self._is_paused:
             return
         snapshot = torch.cuda.memory._snapshot()
         for device, trace in enumerate(snapshot["device_traces"]):
@@ -138,12 +161,68 @@ class AllocatorHistory:
         traces = enumerate(snapshot["device_traces"])
         self._newest = {} if self._is_ours else {d: trace[-1] for d, trace in traces if trace}
         for segment in snapshot["segments"]:
-            self._add(segment["device"], _list_seeds(segment))
+            self._add(segment["device"], _list_seeds(segment, -1))
         self._read_counters("begin")
         if _has("_set_memory_metadata"):
             get_tag = getattr(torch.cuda.memory, "_get_memory_metadata", None)
             get_tag = None if self._is_ours else get_tag
             self._tag_ops(torch.cuda.memory._set_memory_metadata, get_tag)
+
+    def count(self) -> dict[int, Counters]:
+        """Return torch's counters of every device that has memory; none before CUDA is used."""
+        if not self._is_started:
+            return {}
+        found = {}
+        for device in range(torch.cuda.device_count()):
+            stats = torch.cuda.memory_stats_as_nested_dict(device)
+            if stats and stats["reserved_bytes"]["all"]["peak"]:
+                counted = [stats[name]["all"] for name in COUNTERS]
+                found[device] = Counters(
+                    *(each[which] for each in counted for which in ("current", "peak"))
+                )
+        return found
+
+    def pause(self) -> None:
+        """Record no events for a while; all up to now have been collected."""
+        global _paused
+        self._is_paused = True
+        _paused = self
+        _watch_failures()
+        if self._is_ours:
+            torch.cuda.memory._record_memory_history(
+                **_cheapest_settings() | {"max_entries": IDLE_EVENTS}
+            )
+
+    def resume(self) -> None:
+        """Record events again, after what is there by now."""
+        self._is_paused = False
+        self._leave_failures()
+        if self._is_ours:
+            torch.cuda.memory._record_memory_history(**_cheapest_settings())
+        self._seed_again()
+
+    def _leave_failures(self) -> None:
+        global _paused
+        if _paused is self:
+            _paused = None
+
+    def note_failure(self, device: int) -> None:
+        """Note a request that failed while events are not recorded, and what was there then."""
+        snapshot = self._seed_again()
+        failed = [e for e in snapshot["device_traces"][device] if e["action"] == "oom"]
+        self._add(device, (_read_event(event) for event in failed[-1:]))
+
+    def _seed_again(self) -> dict[str, Any]:
+        snapshot: dict[str, Any] = torch.cuda.memory._snapshot()
+        op = self._recorder.count_ops()
+        for device, trace in enumerate(snapshot["device_traces"]):
+            if torch.cuda.memory_stats_as_nested_dict(device):
+                self._add(device, iter([(RESUMED, 0, 0, 0, 0, op)]))
+            if trace and not self._is_ours:
+                self._newest[device] = trace[-1]
+        for segment in snapshot["segments"]:
+            self._add(segment["device"], _list_seeds(segment, op))
+        return snapshot
 
     def _add(self, device: int, rows: Iterator[tuple[Any, ...]]) -> None:
         number = self._recorder.find_device(torch.device("cuda", device))
@@ -160,6 +239,24 @@ class AllocatorHistory:
                 for which in ("current", "peak")
             }
             devices.setdefault(f"cuda:{device}", {})[when] = counted
+
+    def _read_pools(self) -> None:
+        """Note what private pools (of CUDA graphs, ``torch.cuda.MemPool``) hold in the end."""
+        for segment in torch.cuda.memory._snapshot()["segments"]:
+            if tuple(segment.get("segment_pool_id", _NO_POOL)) != _NO_POOL:
+                counted = self.info["devices"][f"cuda:{segment['device']}"]["end"]
+                counted["private_bytes"] = counted.get("private_bytes", 0) + segment["total_size"]
+
+    def _read_pinned(self) -> None:
+        """Note how much of the host's memory torch pinned, which no device's history tells."""
+        read = getattr(torch.cuda, "host_memory_stats", None)
+        stats = read() if read is not None else {}
+        if stats.get("allocated_bytes.peak"):
+            self.info["pinned"] = {
+                f"{name}_{which}": stats[f"{name}.{which}"]
+                for name in PINNED
+                for which in ("current", "peak")
+            }
 
     def _read_process(self) -> None:
         """Note what NVML counts for the whole process, the CUDA context and libraries included."""
@@ -189,15 +286,44 @@ def _read_event(event: dict[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def _list_seeds(segment: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """Yield a segment that was reserved before the history began, and the blocks in it."""
+def _list_seeds(segment: dict[str, Any], op: int) -> Iterator[tuple[Any, ...]]:
+    """Yield a segment that is there when recording begins, and the blocks in it.
+
+    Args:
+        segment: Of a snapshot.
+        op: How many ops had finished when recording went on; -1 where it begins.
+    """
     address, stream = segment["address"], segment["stream"]
-    yield SEGMENT_SEED, address, segment["total_size"], stream, 0, -1
+    yield SEGMENT_SEED, address, segment["total_size"], stream, 0, op
     for block in segment["blocks"]:
         address = block.get("address", address)
         if block["state"] == "active_allocated":
-            yield SEED, address, block.get("requested_size", block["size"]), stream, 0, -1
+            yield SEED, address, block.get("requested_size", block["size"]), stream, 0, op
         address += block["size"]
+
+
+_paused: AllocatorHistory | None = None
+"""The history that is off while steps are only counted."""
+_is_watching_failures = False
+
+
+def _watch_failures() -> None:
+    """Hear of requests that fail while events are not recorded.
+
+    torch has no way to take such an observer away again, so there is one per process; it does
+    nothing unless a trace counts steps.
+    """
+    global _is_watching_failures
+    attach = getattr(torch._C, "_cuda_attach_out_of_memory_observer", None)
+    if _is_watching_failures or attach is None:
+        return
+
+    def hear(device: int, requested: int, total: int, free: int) -> None:
+        if _paused is not None:
+            _paused.note_failure(device)
+
+    attach(hear)
+    _is_watching_failures = True
 
 
 def _cheapest_settings() -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as module_hooks
 
+from attnprof.capture.detail import DetailSwitch
 from attnprof.capture.ledger import PLAIN_CLASSES, Ledger, plain_tensors
 from attnprof.capture.ops import OpMode
 from attnprof.capture.recorder import Recorder
@@ -150,8 +151,11 @@ class ModuleNames:
 class ModuleWatch:
     """Opens a scope when a module's forward begins and closes it when it ends, however it ends."""
 
-    def __init__(self, modes: ThreadModes, names: ModuleNames, recorder: Recorder) -> None:
-        """Record scopes into ``recorder``."""
+    def __init__(
+        self, modes: ThreadModes, names: ModuleNames, recorder: Recorder, detail: DetailSwitch
+    ) -> None:
+        """Record scopes into ``recorder`` while ``detail`` is on."""
+        self._detail = detail
         self._modes = modes
         self._names = names
         self._recorder = recorder
@@ -161,6 +165,10 @@ class ModuleWatch:
         """Open a scope; the global forward pre-hook."""
         if torch.compiler.is_compiling():
             return  # Dynamo folds this away: nothing of ours ends up in compiled code
+        if self._detail.awaits_forward:
+            self._detail.begin_step()
+        if not self._detail.is_on:
+            return
         entered = False
         mode = self._modes.find()
         if mode is None:
@@ -205,7 +213,7 @@ class ModuleWatch:
             return
         mode = self._modes.find()
         if mode is None or not _has_opened(mode, module):
-            return  # another hook raised before ours could open it
+            return  # steps are only counted now, or another hook raised before ours could open it
         if mode.open_scopes[0][0] is module:
             self._identify_inputs((*args, *(rest[0].values() if len(rest) == 2 else ())))
         while self._close_innermost(mode) is not module:

@@ -12,6 +12,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from attnprof.capture.detail import DetailSwitch
 from attnprof.capture.ledger import Ledger
 from attnprof.capture.modules import ModuleNames
 from attnprof.capture.recorder import Recorder
@@ -34,11 +35,14 @@ def _walk(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
 class OptimizerWatch:
     """Marks where every optimizer's step begins and ends."""
 
-    def __init__(self, names: ModuleNames, ledger: Ledger, recorder: Recorder) -> None:
-        """Record marks and identities into ``recorder``."""
+    def __init__(
+        self, names: ModuleNames, ledger: Ledger, recorder: Recorder, detail: DetailSwitch
+    ) -> None:
+        """Record marks and identities into ``recorder``, and tell ``detail`` of every step."""
         self._names = names
         self._ledger = ledger
         self._recorder = recorder
+        self._detail = detail
         self._settled: weakref.WeakKeyDictionary[Optimizer, tuple[int, int]] = (
             weakref.WeakKeyDictionary()
         )
@@ -47,14 +51,18 @@ class OptimizerWatch:
 
     def before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Mark the beginning; the global step pre-hook."""
+        if not self._detail.is_on:
+            return
         self._identify(optimizer)
         self._recorder.mark(OPTIMIZER_BEGIN)
 
     def after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Mark the end and commit; the global step post-hook."""
-        self._identify(optimizer)
-        self._recorder.mark(OPTIMIZER_END)
-        self._recorder.commit()
+        if self._detail.is_on:
+            self._identify(optimizer)
+            self._recorder.mark(OPTIMIZER_END)
+            self._recorder.commit()
+        self._detail.note_update()
 
     def _identify(self, optimizer: Optimizer) -> None:
         # State is made in the first step and then updated in place; walking it again at every

@@ -13,6 +13,7 @@ import torch
 from attnprof.store.schema import (
     ALLOCATOR_EVENTS,
     BLOCK_TABLES,
+    COUNTED_STEPS,
     FREED,
     IDENTITIES,
     MARKS,
@@ -68,6 +69,7 @@ class Recorder:
         self.samples: list[tuple[int, str, int, int, int]] = []
         self.allocator_events: list[tuple[Any, ...]] = []
         self.block_tables: list[tuple[Any, ...]] = []
+        self.counted_steps: list[tuple[int, ...]] = []
         self.committed_ops = 0
         self.before_commit: list[Callable[[], None]] = []
         """Called first, to bring in facts kept elsewhere (the CUDA allocator's history)."""
@@ -165,6 +167,7 @@ class Recorder:
         _take_rows(columns, "modules", MODULES.names, self.modules)
         _take_rows(columns, "samples", SAMPLES.names, self.samples)
         _take_rows(columns, "block_tables", BLOCK_TABLES.names, self.block_tables)
+        _take_rows(columns, "counted_steps", COUNTED_STEPS.names, self.counted_steps)
         _take_rows(columns, "allocator_events", ALLOCATOR_EVENTS.names, self.allocator_events)
         self._take_vocabulary(columns)
         return columns

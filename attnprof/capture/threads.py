@@ -32,6 +32,8 @@ class ThreadModes:
         self._in_place_forms = InPlaceForms()
         self._local = threading.local()
         self._modes: list[OpMode] = []
+        self._below: list[Any] = []
+        """The dispatch modes below the one that was left for a while."""
         self._lock = threading.Lock()
 
     def tag_ops(self, set_tag: Callable[[str], None], get_tag: Callable[[], str] | None) -> None:
@@ -71,6 +73,30 @@ class ThreadModes:
         self._local.mode = mode
         return mode
 
+    def pause(self) -> bool:
+        """Leave this thread's mode for a while; return whether that was possible.
+
+        It is not while a module call is open in any thread, or the program is in a dispatch mode
+        that it entered after this one.
+        """
+        stack = _get_current_dispatch_mode_stack()
+        mode = getattr(self._local, "mode", None)
+        if mode is None or stack[-1:] != [mode] or any(m.open_scopes for m in self._modes):
+            return False
+        self._below = stack[:-1]
+        self.leave()
+        return True
+
+    def resume(self) -> bool:
+        """Enter this thread's mode again; return whether that was possible.
+
+        It is not while the program is in other dispatch modes than when it was left.
+        """
+        if _get_current_dispatch_mode_stack() != self._below:
+            return False
+        self.enter()
+        return True
+
     def leave(self) -> None:
         """Leave this thread's mode."""
         mode: OpMode = self._local.mode
@@ -87,11 +113,14 @@ class ThreadModes:
         try:
             yield
         finally:
-            self.leave()
+            if getattr(self._local, "mode", None) is not None:  # else it was left for a while
+                self.leave()
 
 
 @contextmanager
-def watch_backward(modes: ThreadModes, recorder: Recorder) -> Iterator[None]:
+def watch_backward(
+    modes: ThreadModes, recorder: Recorder, is_recording: Callable[[], bool]
+) -> Iterator[None]:
     """Cover every thread that calls backward, and mark when it begins and ends.
 
     ``Tensor.backward`` looks ``torch.autograd.backward`` up at every call, so replacing the
@@ -102,7 +131,7 @@ def watch_backward(modes: ThreadModes, recorder: Recorder) -> Iterator[None]:
 
     def covered(original: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
-            if not is_watching:
+            if not (is_watching and is_recording()):
                 return original(*args, **kwargs)
             with modes.covering():
                 recorder.mark(BACKWARD_BEGIN)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from attnprof.capture.cuda import AllocatorHistory
+from attnprof.capture.detail import DetailSwitch
 from attnprof.capture.devices import (
     describe_environment,
     describe_gpus,
@@ -25,7 +26,7 @@ from attnprof.capture.devices import (
 )
 from attnprof.capture.dynamo import leave_alone
 from attnprof.capture.endings import status_of, text_of, without_own_frames
-from attnprof.capture.ledger import Ledger, plain_tensors
+from attnprof.capture.ledger import Ledger
 from attnprof.capture.modules import ModuleNames, ModuleWatch
 from attnprof.capture.optimizers import OptimizerWatch
 from attnprof.capture.recorder import Recorder
@@ -33,7 +34,7 @@ from attnprof.capture.threads import ThreadModes, watch_backward
 from attnprof.errors import CaptureError
 from attnprof.store.schema import STEP
 from attnprof.store.writer import RunWriter, claim_directory
-from attnprof.vocabulary import Category, Role, Status
+from attnprof.vocabulary import Detail, Status
 
 if TYPE_CHECKING:
     from attnprof.run import Run
@@ -59,6 +60,7 @@ class Tracer:
         directory: str | Path | None = None,
         *,
         samples_per_second: float = 10.0,
+        detail: str = "auto",
         info: dict[str, Any] | None = None,
         fake_device: torch.device | None = None,
     ) -> None:
@@ -68,12 +70,13 @@ class Tracer:
             directory: Where to write the run: a new or empty directory. Without it the run is
                 kept in a temporary one, for as long as this tracer or its run is in use.
             samples_per_second: How often host and GPU totals are sampled; 0 for never.
+            detail: ``"auto"`` or ``"full"``; see `trace`.
             info: What run.json says besides; read when the trace begins and again when it ends.
             fake_device: The device that fake storages are counted on instead of ``meta``.
 
         Raises:
             TypeError: ``directory`` is not a path.
-            ValueError: ``samples_per_second`` is negative or not a number.
+            ValueError: ``samples_per_second`` is negative or not a number; ``detail`` is unknown.
         """
         if directory is not None and not isinstance(directory, str | os.PathLike):
             raise TypeError(
@@ -88,8 +91,11 @@ class Tracer:
             raise ValueError(
                 f"samples_per_second must be 0 or more and finite, got {samples_per_second!r}"
             )
+        if detail not in list(Detail):
+            raise ValueError(f"detail must be one of {', '.join(Detail)}, got {detail!r}")
         self._directory = None if directory is None else Path(directory)
         self._samples_per_second = samples_per_second
+        self._is_adaptive = detail == Detail.AUTO
         self._info = {} if info is None else info
         self._fake_device = fake_device
         self._stack = ExitStack()
@@ -97,6 +103,7 @@ class Tracer:
         self._ledger: Ledger | None = None
         self._names: ModuleNames | None = None
         self._history: AllocatorHistory | None = None
+        self._detail: DetailSwitch | None = None
         self._writer: RunWriter | None = None
         self._process = -1
 
@@ -126,6 +133,11 @@ class Tracer:
             raise CaptureError("this trace has not begun: ask inside or after 'with'")
         return self._ledger
 
+    @property
+    def is_recording(self) -> bool:
+        """Whether ops are recorded now; not while the steps of a long loop are only counted."""
+        return _active is self and self._detail is not None and self._detail.is_on
+
     @leave_alone
     def step(self) -> None:
         """Mark the end of a step. Loops whose steps attnprof finds itself need no mark.
@@ -133,10 +145,12 @@ class Tracer:
         Raises:
             CaptureError: The trace is not running.
         """
-        if _active is not self or self._recorder is None:
+        if _active is not self or self._recorder is None or self._detail is None:
             raise CaptureError("tracer.step() was called outside of the 'with' block of its trace")
-        self._recorder.mark(STEP)
-        self._recorder.commit()
+        if self._detail.is_on:
+            self._recorder.mark(STEP)
+            self._recorder.commit()
+        self._detail.note_mark()
 
     @leave_alone
     def __enter__(self) -> Self:
@@ -181,16 +195,19 @@ class Tracer:
         modes = ThreadModes(recorder, ledger)
         if self._fake_device is None:  # else nothing is allocated where it is counted
             self._history = AllocatorHistory(recorder, modes.tag_ops)
+        self._detail = detail = DetailSwitch(
+            recorder, modes, self._history if self._is_adaptive else None
+        )
         enter = self._stack.enter_context
         self._stack.callback(ledger.close)
         enter(sampling(recorder, per_second=self._samples_per_second))
         enter(self._ending_on_sigterm())
         if self._history is not None:
             enter(self._history.recording())
-        enter(ModuleWatch(modes, names, recorder).watching())
-        enter(OptimizerWatch(names, ledger, recorder).watching())
+        enter(ModuleWatch(modes, names, recorder, detail).watching())
+        enter(OptimizerWatch(names, ledger, recorder, detail).watching())
         enter(_watch_resizes(ledger))
-        enter(watch_backward(modes, recorder))
+        enter(watch_backward(modes, recorder, lambda: detail.is_on))
         enter(modes.covering())
 
     @leave_alone
@@ -214,7 +231,9 @@ class Tracer:
         try:
             with suppress(Exception):  # of a model half-way through something
                 assert self._names is not None
+                assert self._detail is not None
                 self._names.identify_late()
+                self._detail.finish()
             self._recorder.commit()
         finally:
             try:
@@ -278,50 +297,21 @@ class Tracer:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def tag(tensor: torch.Tensor, category: str | Category, *, layer: str = "") -> torch.Tensor:
-    """Say what a tensor's memory is for, where data flow cannot know it; return the tensor.
-
-    Does nothing when no trace is running, so it can stay in the code of an engine that owns its
-    memory. Does nothing in compiled code either.
-
-    Args:
-        tensor: The tensor whose whole storage is meant.
-        category: A `Category` or its text, such as ``"kv_cache"``.
-        layer: The layer it belongs to, as a module path.
-
-    Raises:
-        ValueError: The category is unknown.
-        TypeError: ``tensor`` is not a tensor.
-    """
-    try:
-        category = Category(category)
-    except ValueError:
-        raise ValueError(
-            f"unknown category {category!r}; expected one of {', '.join(Category)}"
-        ) from None
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"attnprof.tag() takes a tensor, got {type(tensor).__name__}")
-    if torch.compiler.is_compiling():
-        return tensor
-    tracer = _active
-    if tracer is not None and tracer._recorder is not None and tracer._ledger is not None:
-        op = tracer._recorder.count_ops()
-        for plain in plain_tensors(tensor):
-            storage = tracer._ledger.find(plain)
-            if storage >= 0:
-                tracer._recorder.identities.append(
-                    (storage, Role.TAGGED.value, "", -1, -1, op, category.value, layer)
-                )
-    return tensor
-
-
-def trace(directory: str | Path | None = None, *, samples_per_second: float = 10.0) -> Tracer:
+def trace(
+    directory: str | Path | None = None,
+    *,
+    samples_per_second: float = 10.0,
+    detail: str = "auto",
+) -> Tracer:
     """Record the memory of everything torch does inside ``with attnprof.trace() as tracer:``.
 
     Args:
         directory: Where to write the run: a new or empty directory. Without it the run is kept
             in a temporary one, for as long as the tracer or its run is in use.
         samples_per_second: How often host and GPU totals are sampled; 0 for never.
+        detail: ``"full"`` records every step. ``"auto"`` does so too, but for long training loops
+            on CUDA: there it records the first steps, and then only reads what the allocator
+            counts, until a step needs at least 1 % more than those recorded.
 
     Returns:
         A `Tracer`; its ``run`` holds the answers.
@@ -330,7 +320,7 @@ def trace(directory: str | Path | None = None, *, samples_per_second: float = 10
         CaptureError: On ``with``: another trace is running, or the directory is not empty or
             cannot be written.
     """
-    return Tracer(directory, samples_per_second=samples_per_second)
+    return Tracer(directory, samples_per_second=samples_per_second, detail=detail)
 
 
 @contextmanager

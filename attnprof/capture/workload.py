@@ -47,7 +47,7 @@ def record_workload(
     """
     check_workload(make_step, seq_len, steps)
     workload = describe_workload(make_step, seq_len, source="measured")
-    tracer = Tracer(directory, info={"workload": workload})
+    tracer = Tracer(directory, detail="full", info={"workload": workload})
     with tracer:
         workload["steps"] = run_steps(tracer, make_step, seq_len, device, steps)
     return tracer.run

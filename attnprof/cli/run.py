@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 
 from attnprof.cli.console import say, working
 from attnprof.errors import AttnprofError, CommandError
+from attnprof.vocabulary import Detail
 
 if TYPE_CHECKING:
     from attnprof.capture.tracer import Tracer
@@ -37,7 +38,7 @@ def _end_options_at_module(args: list[str]) -> list[str]:
         if args[at].startswith("-m"):
             end = at + (2 if args[at] == "-m" else 1)
             return [*args[:end], "--", *args[end:]] if end <= len(args) else args
-        takes_value = args[at] in ("--out", "--samples-per-second")
+        takes_value = args[at] in ("--out", "--samples-per-second", "--detail")
         at += 2 if takes_value else 1
     return args
 
@@ -68,6 +69,13 @@ def run(
         float,
         typer.Option(metavar="X", min=0, help="How often host and GPU totals are read; 0: never."),
     ] = 10.0,
+    detail: Annotated[
+        Detail,
+        typer.Option(
+            help="full: record every step. auto: the same, but of a long training loop on CUDA "
+            "only the first steps and those after a higher peak.",
+        ),
+    ] = Detail.AUTO,
 ) -> int:
     """Record a Python script, unchanged: attnprof run [--out DIR] train.py --its-own-options.
 
@@ -93,10 +101,10 @@ def run(
         raise
     except BaseException as error:  # a package above the module failed when it was imported
         return end_program(error)
-    return _record(found, out, samples_per_second)
+    return _record(found, out, samples_per_second, detail)
 
 
-def _record(program: "Program", out: Path | None, samples_per_second: float) -> int:
+def _record(program: "Program", out: Path | None, samples_per_second: float, detail: Detail) -> int:
     """Run the program under a trace and return its exit code."""
     from attnprof.capture.tracer import trace
     from attnprof.cli.program import end_program, enter_process, run_program
@@ -107,7 +115,7 @@ def _record(program: "Program", out: Path | None, samples_per_second: float) -> 
     tracer: Tracer | None = None
     code = 0
     try:
-        with trace(directory, samples_per_second=samples_per_second) as tracer:
+        with trace(directory, samples_per_second=samples_per_second, detail=detail.value) as tracer:
             run_program(program)
     except BaseException as error:
         if tracer is None:  # recording could not begin, so the program never ran

@@ -104,7 +104,7 @@ def tracing(seq_len: int | None = None) -> "Iterator[Tracer]":
     info: dict[str, Any] = {}
     if seq_len is not None:
         info["workload"] = {"seq_len": seq_len, "source": "measured"}
-    tracer = Tracer(samples_per_second=0, info=info)
+    tracer = Tracer(samples_per_second=0, detail="full", info=info)
     _settle()
     with ExitStack() as stack:
         try:

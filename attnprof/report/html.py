@@ -285,8 +285,8 @@ def _step_row(step: dict[str, Any] | None, peak_step: int) -> str:
         ("num", str(step["step"])),
         ("num", _or_dash(step["seq_len"])),
         ("num middle", _or_dash(step["batch"])),
-        ("num", format_bytes(step["peak_bytes"])),
-        ("word", escape(step["peak_phase"] or "–")),
+        ("num", "–" if step["peak_bytes"] is None else format_bytes(step["peak_bytes"])),
+        ("word", escape(step["peak_phase"] or "–") if step["is_detailed"] else "only counted"),
         ("num", format_seconds(step["wall_seconds"])),
         ("num middle", f"{step['ops']:,}" if step["ops"] else "–"),
     ]

@@ -7,6 +7,7 @@ import polars as pl
 
 from attnprof.analysis.peak import Peak, find_peak
 from attnprof.analysis.reconcile import count_streams
+from attnprof.analysis.steps import describe_steps
 from attnprof.report.verdict import format_share
 from attnprof.run import Run
 from attnprof.units import format_bytes
@@ -38,7 +39,7 @@ def collect_notes(run: Run, peak: Peak) -> list[Note]:
         )
     if run.is_imported:
         notes.append(_note_imported(run))
-    notes += _note_allocator(run, peak)
+    notes += [*_note_allocator(run, peak), *_note_counted(run, peak)]
     if peak.device == "cpu" and peak.total_bytes:
         notes.append(
             Note(
@@ -73,7 +74,7 @@ def _note_allocator(run: Run, peak: Peak) -> list[Note]:
             "those of tensors, and what ops take inside themselves is not seen"
         )
         return [Note("allocator", text, is_warning=True)]
-    notes = [_note_counters(run, peak), *_note_context(about, peak)]
+    notes = [_note_counters(run, peak), *_note_context(about, peak), *_note_pinned(about)]
     if about.get("lost_events"):
         text = (
             "events of the allocator's history were dropped before they could be read; blocks and "
@@ -104,18 +105,56 @@ def _note_counters(run: Run, peak: Peak) -> Note:
     return Note("allocator", f"the blocks do not add up to torch's counters: {said}", True)
 
 
+def _note_pinned(about: dict[str, Any]) -> list[Note]:
+    """Say how much of the host's memory was pinned for copies to the device."""
+    counted = about.get("pinned")
+    if not counted:
+        return []
+    text = (
+        f"at most {format_bytes(counted['allocated_bytes_peak'])} of the host's memory were "
+        f"pinned, and {format_bytes(counted['active_bytes_peak'])} of them in use; no device's "
+        "peak has them"
+    )
+    return [Note("pinned", text)]
+
+
+def _note_counted(run: Run, peak: Peak) -> list[Note]:
+    """Say which steps of a long loop have no blocks, and whether one of them needed more."""
+    if not (run.attribution.timeline.counted >= 0).any():
+        return []
+    steps = describe_steps(run.attribution, device=peak.device)
+    counted = steps.filter(~pl.col("is_detailed"))
+    text = f"{len(counted)} of {len(steps)} steps were only counted"
+    highest = counted.filter(pl.col("peak_bytes") > peak.total_bytes)
+    if highest.is_empty():
+        return [Note("steps", f"{text}; none of them is known to have needed more than this peak")]
+    most = highest.sort("peak_bytes", descending=True).row(0, named=True)
+    text += (
+        f"; step {most['step']} reached {format_bytes(most['peak_bytes'])}, more than the peak "
+        'shown here. attnprof.trace(detail="full") records every step'
+    )
+    return [Note("steps", text, is_warning=True)]
+
+
 def _note_context(about: dict[str, Any], peak: Peak) -> list[Note]:
-    """Say how much of the device the process held beyond what the allocator had reserved."""
+    """Say what of the device the process held in private pools, and beyond the allocator."""
     counted = about.get("devices", {}).get(peak.device, {}).get("end", {})
+    notes = []
+    if counted.get("private_bytes"):
+        text = (
+            f"{format_bytes(counted['private_bytes'])} of what was reserved at the end belong to "
+            "private pools (CUDA graphs, torch.cuda.MemPool), whose free memory serves nobody else"
+        )
+        notes.append(Note("pools", text))
     if not counted.get("process_bytes"):
-        return []  # no NVML, or it does not know this process
+        return notes  # no NVML, or it does not know this process
     process, reserved = counted["process_bytes"], counted["reserved_bytes_current"]
     text = (
         f"at the end the process held {format_bytes(process)} of {peak.device}, "
         f"{format_bytes(process - reserved)} more than the allocator had reserved: CUDA's context, "
         "libraries, and what they took by themselves"
     )
-    return [Note("context", text)]
+    return [*notes, Note("context", text)]
 
 
 def _note_unseen(run: Run, peak: Peak) -> list[Note]:

@@ -234,18 +234,19 @@ def _render_steps(summary: Summary) -> RenderableType | None:
             rows.append(["…", *[""] * (len(columns) - 1)])
             continue
         mark = "◀ peak" if row["step"] == summary.peak.step else ""
-        reserved = row["reserved_bytes"]
+        mark = mark if row["is_detailed"] else "only counted"
+        peak, reserved = row["peak_bytes"], row["reserved_bytes"]
         rows.append(
             [
                 str(row["step"]),
                 _or_dash(row["seq_len"]),
                 _or_dash(row["batch"]),
-                format_bytes(row["peak_bytes"]),
+                "–" if peak is None else format_bytes(peak),
                 row["peak_phase"] or "–",
                 *([_or_dash(reserved and format_bytes(reserved))] if has_reserved else []),
                 format_seconds(row["wall_seconds"]),
                 f"{row['ops']:,}" if row["ops"] else "–",
-                Text(mark, style="bold red"),
+                Text(mark, style="bold red" if row["is_detailed"] else "dim"),
             ]
         )
     return FittedTable(columns, rows)

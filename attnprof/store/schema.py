@@ -46,6 +46,8 @@ SEED = "seed"
 """A block that was taken before the history began."""
 SEGMENT_SEED = "segment_seed"
 """A segment that was reserved before the history began."""
+RESUMED = "resumed"
+"""The history was off for a while and goes on; seeds follow for all that is there by now."""
 
 NO_NODE = -1
 """`ops.node` outside backward. An accumulation into a parameter's gradient is ``-2 - storage``."""
@@ -174,6 +176,19 @@ BLOCK_TABLES = pa.schema(
     ]
 )
 
+COUNTED_STEPS = pa.schema(  # of steps whose ops were not recorded; a row per step and device
+    [
+        ("op", pa.int64()),  # number of ops that had finished
+        ("step", pa.int64()),  # 0 for the first of these
+        ("device", pa.int16()),
+        ("begin_ns", pa.int64()),
+        ("end_ns", pa.int64()),
+        ("allocated_bytes", pa.int64()),  # when it had ended
+        ("peak_bytes", pa.int64()),  # or -1 where the counter still stood at an older peak
+        ("reserved_bytes", pa.int64()),
+    ]
+)
+
 TABLES: dict[str, pa.Schema] = {
     "ops": OPS,
     "operands": OPERANDS,
@@ -192,4 +207,5 @@ TABLES: dict[str, pa.Schema] = {
     "frames": FRAMES,
     "annotations": ANNOTATIONS,
     "block_tables": BLOCK_TABLES,
+    "counted_steps": COUNTED_STEPS,
 }

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnprof.attribution.order import OTHER, TAKEN, DeviceBlocks, merge_events
-from attnprof.store.schema import BORN, FREED
+from attnprof.store.schema import BORN, FOUND, FREED
 
 COLUMNS = ("storage", "kind", "size_bytes", "address", "device", "time_ns", "op", "signature")
 
@@ -20,10 +20,11 @@ def make_ledger(rows: list[tuple[int, int, int, int, int, int]]) -> dict[str, np
 def make_device(
     device: int, rows: list[tuple[int, int]], blocks: list[tuple[int, int, int, int]]
 ) -> DeviceBlocks:
-    """Return a history from an op per event, and (begin, end, address, size) per block."""
+    """Return a history: (op, is a seed) per event, and (begin, end, address, size) per block."""
     begin, end, address, size = np.array(blocks, np.int64).reshape(-1, 4).T
     ops = np.array([op for op, _ in rows], np.int64)
-    return DeviceBlocks(device, ops, 0, begin, end, address, size, size)
+    is_seed = np.array([seed for _, seed in rows], np.bool_)
+    return DeviceBlocks(device, ops, is_seed, begin, end, address, size, size)
 
 
 def test_block_that_an_op_keeps_to_itself_lies_before_its_result() -> None:
@@ -65,6 +66,36 @@ def test_devices_have_addresses_of_their_own() -> None:
     merged, placed = merge_events(ledger, [first, second], np.array([5, 15]))
     assert [each.first_seen.tolist() for each in placed] == [[1], [3]]
     assert merged["device"].tolist() == [0, 0, 1, 1]
+
+
+def make_gap(ledger_rows: list[tuple[int, int, int, int, int, int]]) -> tuple[list[int], list[int]]:
+    """Return which blocks are left, and where they end, of a history that was off after op 0.
+
+    The block of op 0 is seeded when the history goes on, before op 1.
+    """
+    rows = [(0, 0), (1, 0), (1, 1), (1, 0)]  # taken by op 0; goes on; seeded; op 1 takes another
+    blocks = [(0, 2, 512, 9), (2, -1, 512, 9), (3, -1, 1024, 9)]
+    merged = merge_events(make_ledger(ledger_rows), [make_device(0, rows, blocks)], np.arange(2))
+    own = merged[1][0].blocks
+    return own.begin.tolist(), own.end.tolist()
+
+
+def test_block_goes_on_over_a_gap_while_its_storage_is_live() -> None:
+    assert make_gap([(0, BORN, 9, 512, 0, 0), (1, BORN, 9, 1024, 0, 1)]) == ([0, 3], [-1, -1])
+
+
+def test_block_whose_storage_was_freed_in_a_gap_is_another_one_after_it() -> None:
+    rows = [(0, BORN, 9, 512, 0, 0), (0, FREED, 0, 0, -1, 1), (1, BORN, 9, 1024, 0, 1)]
+    assert make_gap(rows) == ([0, 2, 3], [2, -1, -1])
+
+
+def test_block_without_a_storage_goes_on_over_a_gap() -> None:
+    assert make_gap([(1, BORN, 9, 1024, 0, 1)]) == ([0, 3], [-1, -1])
+
+
+def test_block_in_which_another_storage_lies_after_a_gap_is_another_one() -> None:
+    rows = [(1, FOUND, 9, 512, 0, 1), (2, BORN, 9, 1024, 0, 1)]
+    assert make_gap(rows) == ([0, 2, 3], [2, -1, -1])
 
 
 @given(st.data())

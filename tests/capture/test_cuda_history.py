@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from attnprof.capture import cuda
-from attnprof.capture.cuda import OP_PREFIX, AllocatorHistory
-from attnprof.store.schema import SEED, SEGMENT_SEED
+from attnprof.capture.cuda import IDLE_EVENTS, OP_PREFIX, RING_EVENTS, AllocatorHistory, Counters
+from attnprof.store.schema import RESUMED, SEED, SEGMENT_SEED
 
 
 def make_event(number: int, action: str = "alloc", metadata: str = "") -> dict[str, Any]:
@@ -26,15 +26,24 @@ class Allocator:
     """A history that a test writes, in place of the real one."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, users_own: bool) -> None:
+        self.observers: list[Any] = []
         self.trace: list[dict[str, Any]] = []
         self.segments: list[dict[str, Any]] = []
         self.switched: list[Any] = []
         self.rows: list[tuple[Any, ...]] = []
         self.tags: list[Any] = []
+        self.rings: list[Any] = []
         stats = {"allocated_bytes.all.peak": 7}
+        nested = {
+            "allocated_bytes": {"all": {"current": 5, "peak": 7}},
+            "reserved_bytes": {"all": {"current": 20, "peak": 22}},
+        }
 
-        def record(enabled: Any, clear_history: bool = False, **_: Any) -> None:
+        def record(
+            enabled: Any, clear_history: bool = False, max_entries: Any = None, **_: Any
+        ) -> None:
             self.switched.append(enabled)
+            self.rings.append(max_entries)
             if clear_history:
                 self.trace.clear()
 
@@ -45,6 +54,11 @@ class Allocator:
         monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "native")
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: stats)
+        monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: nested)
+        monkeypatch.setattr(
+            torch._C, "_cuda_attach_out_of_memory_observer", self.observers.append, raising=False
+        )
+        monkeypatch.setattr(cuda, "_is_watching_failures", False)
         monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
         monkeypatch.setattr(torch.cuda, "_lazy_call", lambda start: start())
 
@@ -54,7 +68,10 @@ class Allocator:
 
     def make_history(self) -> AllocatorHistory:
         recorder: Any = SimpleNamespace(
-            allocator_events=self.rows, before_commit=[], find_device=lambda device: 3
+            allocator_events=self.rows,
+            before_commit=[],
+            find_device=lambda device: 3,
+            count_ops=lambda: 40,
         )
         return AllocatorHistory(recorder, lambda *tags: self.tags.append(tags))
 
@@ -151,3 +168,85 @@ def test_allocator_without_a_history_is_named(monkeypatch: pytest.MonkeyPatch) -
     assert history.info == {"backend": "cudaMallocAsync"}
     assert allocator.switched == []
     assert allocator.rows == []
+
+
+SEGMENT = {
+    "device": 0,
+    "address": 8192,
+    "total_size": 4096,
+    "stream": 9,
+    "blocks": [{"size": 512, "requested_size": 500, "state": "active_allocated"}],
+}
+SEEDED = [(RESUMED, 0, 0, 0), (SEGMENT_SEED, 8192, 4096, 9), (SEED, 8192, 500, 9)]
+
+
+def test_counters_are_those_of_devices_that_have_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    history = Allocator(monkeypatch, users_own=False).make_history()
+    assert history.count() == {}  # CUDA was not used yet
+    with history.recording():
+        assert history.count() == {0: Counters(5, 7, 20, 22)}
+
+
+def test_history_that_pauses_goes_on_with_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocator = Allocator(monkeypatch, users_own=False)
+    history = allocator.make_history()
+    with history.recording():
+        history.pause()
+        allocator.trace += [make_event(1)]
+        history.collect()
+        assert allocator.rows == []
+        allocator.segments = [SEGMENT]
+        history.resume()
+        allocator.trace += [make_event(2)]
+        history.collect()
+    assert [row[1:5] for row in allocator.rows[:3]] == SEEDED
+    assert {row[-1] for row in allocator.rows[:3]} == {40}  # so many ops had finished
+    assert allocator.numbers()[3:] == [2]
+    assert allocator.rings[1:3] == [IDLE_EVENTS, RING_EVENTS]
+
+
+def test_history_of_the_user_pauses_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocator = Allocator(monkeypatch, users_own=True)
+    history = allocator.make_history()
+    with history.recording():
+        allocator.trace += [make_event(1)]
+        history.collect()
+        history.pause()
+        allocator.trace += [make_event(2)]
+        history.resume()
+        allocator.trace += [make_event(3)]
+        history.collect()
+    told = [row for row in allocator.rows if row[1] == "alloc"]
+    assert [row[2] // 4096 for row in told] == [1, 3]
+    assert allocator.switched == []
+
+
+def test_request_that_fails_meanwhile_is_noted_with_what_was_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    allocator = Allocator(monkeypatch, users_own=False)
+    history = allocator.make_history()
+    with history.recording():
+        history.pause()
+        (hear,) = allocator.observers
+        allocator.segments = [SEGMENT]
+        failed = {"action": "oom", "device_free": 64, "size": 512, "stream": 0, "time_us": 3}
+        allocator.trace += [make_event(1), failed]
+        hear(0, 2 << 20, 1 << 30, 64)
+        rows = [row[1:5] for row in allocator.rows]
+        assert rows == [*SEEDED, ("oom", 64, 512, 0)]
+        history.resume()
+        hear(0, 2 << 20, 1 << 30, 64)  # recorded by the history itself from now on
+        assert len(allocator.rows) == 4 + len(SEEDED)
+    hear(0, 2 << 20, 1 << 30, 64)
+    assert len(allocator.rows) == 4 + len(SEEDED)
+
+
+def test_failures_are_watched_once_per_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocator = Allocator(monkeypatch, users_own=False)
+    for _ in range(2):
+        history = allocator.make_history()
+        with history.recording():
+            history.pause()
+            history.resume()
+    assert len(allocator.observers) == 1

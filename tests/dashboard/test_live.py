@@ -113,6 +113,35 @@ def test_old_extremes_leave_the_window_but_the_peak_stays(writer: RunWriter) -> 
     writer.close(Status.COMPLETED)
 
 
+def make_counted(*rows: tuple[int, int, int, int]) -> dict[str, dict[str, list[object]]]:
+    """Return a commit of counted (step, nanoseconds of its end, bytes after it, peak in it)."""
+    step, end_ns, allocated, peak = map(list, zip(*rows, strict=True))
+    nothing = [0] * len(rows)
+    return {
+        "counted_steps": {
+            "op": nothing, "step": step, "device": nothing, "begin_ns": nothing, "end_ns": end_ns,
+            "allocated_bytes": allocated, "peak_bytes": peak, "reserved_bytes": nothing,
+        }
+    }  # fmt: skip
+
+
+def test_steps_that_are_only_counted_are_followed_too(writer: RunWriter) -> None:
+    writer.commit({**DEVICES, **make_events((0, BORN, 100, 1), (1, BORN, 50, 2))})
+    writer.commit(make_counted((0, 10, 170, -1), (1, 20, 160, 900)))
+    live = LiveRun(writer.path)
+    live.update()
+    device = live.devices["cpu"]
+    assert live.steps == 2
+    assert device.total_bytes == 160
+    assert device.by_role["only counted"] == 10
+    assert device.peak is not None
+    assert (device.peak.time_ns, device.peak.total_bytes) == (20, 900)
+    writer.commit(make_events((1, FREED, 0, 30)))
+    live.update()
+    assert device.total_bytes == 110
+    writer.close(Status.COMPLETED)
+
+
 def test_damaged_table_is_an_error(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "train" / "eager", tmp_path / "run")
     table = tmp_path / "run" / "tables" / "storage_events.arrows"

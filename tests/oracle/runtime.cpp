@@ -2,25 +2,32 @@
 // is counted and never there, addresses only rise, kernels are launched and do nothing, streams are
 // always done. stand_in.py builds it as libcudart.so.
 //
-// STAND_IN_CAPACITY is the device's memory in bytes (without it, more than any test takes),
-// STAND_IN_CAPABILITY its compute capability ("90"), STAND_IN_MULTIPROCESSORS their number, and
-// STAND_IN_SHARED_BYTES what a block can have of shared memory.
+// STAND_IN_DEVICES is the number of devices (1), STAND_IN_CAPACITY the memory of each in bytes (without
+// it, more than any test takes), STAND_IN_CAPABILITY its compute capability ("90"),
+// STAND_IN_MULTIPROCESSORS their number, and STAND_IN_SHARED_BYTES what a block can have of shared memory.
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <string>
 
 namespace {
 
 constexpr size_t kPage = size_t(2) << 20;
-size_t used = 0;
+constexpr int kMostDevices = 16;
+size_t used[kMostDevices];
+thread_local int current = 0;
 size_t next_segment = size_t(1) << 32;
 size_t next_range = size_t(1) << 50;
-std::map<size_t, size_t> segments;
+struct Segment {
+  size_t size;
+  int device;
+};
+std::map<size_t, Segment> segments;
 
 size_t number(const char* name, size_t otherwise) {
   const char* text = getenv(name);
@@ -35,11 +42,11 @@ int succeed() { return 0; }
 
 // Expandable segments: physical memory is created in pages; the handle is the page's size.
 int create(unsigned long long* handle, size_t size, const void*, unsigned long long) {
-  if (used + size > capacity()) return CUDA_ERROR_OUT_OF_MEMORY;
-  used += *handle = size;
+  if (used[current] + size > capacity()) return CUDA_ERROR_OUT_OF_MEMORY;
+  used[current] += *handle = size;
   return 0;
 }
-int release(unsigned long long handle) { return used -= handle, 0; }
+int release(unsigned long long handle) { return used[current] -= handle, 0; }
 int reserve(unsigned long long* address, size_t size, size_t, unsigned long long, unsigned long long) {
   *address = next_range;
   next_range += size;
@@ -52,9 +59,9 @@ int attribute(int* value, int, int) { return *value = 0; }
 extern "C" {
 
 cudaError_t cudaMalloc(void** address, size_t size) {
-  if (used + size > capacity()) return cudaErrorMemoryAllocation;
-  used += size;
-  segments[next_segment] = size;
+  if (used[current] + size > capacity()) return cudaErrorMemoryAllocation;
+  used[current] += size;
+  segments[next_segment] = {size, current};
   *address = reinterpret_cast<void*>(next_segment);
   next_segment += (size + kPage - 1) / kPage * kPage;
   return cudaSuccess;
@@ -62,12 +69,12 @@ cudaError_t cudaMalloc(void** address, size_t size) {
 cudaError_t cudaFree(void* address) {
   auto segment = segments.find(reinterpret_cast<size_t>(address));
   if (segment == segments.end()) return cudaErrorInvalidValue;
-  used -= segment->second;
+  used[segment->second.device] -= segment->second.size;
   segments.erase(segment);
   return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
-  *free_bytes = capacity() - used;
+  *free_bytes = capacity() - used[current];
   *total_bytes = capacity();
   return cudaSuccess;
 }
@@ -136,9 +143,11 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
   attributes->maxThreadsPerBlock = 1024;
   return cudaSuccess;
 }
-cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void*) {
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* address) {
   memset(attributes, 0, sizeof *attributes);
   attributes->type = cudaMemoryTypeDevice;
+  auto after = segments.upper_bound(reinterpret_cast<size_t>(address));
+  attributes->device = after == segments.begin() ? current : std::prev(after)->second.device;
   return cudaSuccess;
 }
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int, size_t) {
@@ -148,8 +157,11 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
     int* blocks, const void*, int, size_t, unsigned) {
   return *blocks = 2, cudaSuccess;
 }
-cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int* count) {
+  return *count = number("STAND_IN_DEVICES", 1), cudaSuccess;
+}
+cudaError_t cudaGetDevice(int* device) { return *device = current, cudaSuccess; }
+cudaError_t cudaSetDevice(int device) { return current = device, cudaSuccess; }
 cudaError_t cudaDriverGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
 cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) { return *can = 0, cudaSuccess; }

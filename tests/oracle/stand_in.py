@@ -113,7 +113,10 @@ def make_environment(stand_in: Path, torch_directory: Path, **settings: object) 
     """
     return {
         "LD_LIBRARY_PATH": str(stand_in),
-        "LD_PRELOAD": str(stand_in / "libcuda.so.1"),
+        # torch's libraries look for a runtime beside themselves first; one that is loaded is taken.
+        "LD_PRELOAD": " ".join(
+            map(str, [stand_in / "libcuda.so.1", *stand_in.glob("libcudart.so.??")])
+        ),
         "PYTHONPATH": str(torch_directory.parent),
         "PYTHONWARNINGS": "ignore",
     } | {f"STAND_IN_{k.upper()}": str(v) for k, v in settings.items() if v is not None}

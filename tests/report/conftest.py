@@ -70,6 +70,7 @@ def summary() -> Summary:
             "peak_bytes": [(500 - n) * MIB for n in range(9)],
             "peak_phase": ["backward"] * 9,
             "reserved_bytes": [600 * MIB] * 9,
+            "is_detailed": [True] * 9,
         }
     )
     groups = [

@@ -1,8 +1,10 @@
 """The text report: the same characters for the same run, and nothing cut off."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 from rich.console import Console
 
@@ -73,3 +75,16 @@ def test_steps_keep_ends_and_peak_when_many(summary: Summary) -> None:
 )
 def test_seconds_have_a_unit(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+def test_steps_that_were_only_counted_show_what_is_known(summary: Summary) -> None:
+    is_last = pl.col("step") == summary.steps["step"].max()
+    steps = summary.steps.with_columns(
+        is_detailed=~is_last,
+        peak_bytes=pl.when(is_last).then(None).otherwise("peak_bytes"),
+        peak_phase=pl.when(is_last).then(None).otherwise("peak_phase"),
+    )
+    text = show(replace(summary, steps=steps), 110)
+    (line,) = [line for line in text.splitlines() if "only counted" in line]
+    assert line.split()[:4] == ["8", "1024", "2", "–"]
+    assert "600.0 MiB" in line

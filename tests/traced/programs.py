@@ -91,6 +91,18 @@ def warmed_up(traced: Traced) -> None:
     traced(trainer.steps)
 
 
+def long_loop(traced: Traced) -> None:
+    """Ten steps of one length, but for the sixth, whose sequences are twice as long."""
+    trainer = Trainer(make_gpt2().cuda())
+
+    def loop() -> None:
+        for number in range(10):
+            trainer.tokens = make_tokens(LENGTH if number == 5 else LENGTH // 2)
+            trainer.step()
+
+    traced(loop)
+
+
 def first_use(traced: Traced) -> None:
     """CUDA is used inside the trace only."""
     traced(lambda: Trainer(make_gpt2().cuda()).steps())
@@ -143,6 +155,31 @@ def checkpointed(traced: Traced) -> None:
     traced(Trainer(Checkpointed().cuda()).steps)
 
 
+def two_devices(traced: Traced) -> None:
+    """A layer on each of two devices."""
+    first, second = Attention().cuda(0), Attention().cuda(1)
+    x = torch.ones(BATCH, LENGTH, WIDTH, device="cuda:0")
+
+    def train() -> None:
+        for _ in range(2):
+            second(first(x).to("cuda:1")).square().sum().backward()
+
+    traced(train)
+
+
+def private_pool(traced: Traced) -> None:
+    """A layer whose results come from a pool of their own."""
+    model, pool = Attention().cuda(), torch.cuda.MemPool()
+    x = torch.ones(BATCH, LENGTH, WIDTH, device="cuda")
+
+    def infer() -> None:
+        with torch.no_grad(), torch.cuda.use_mem_pool(pool):
+            model(x)
+        model(x)
+
+    traced(infer)
+
+
 def two_streams(traced: Traced) -> None:
     """Blocks of a second stream, which the first one uses too."""
     model, side = Attention().cuda(), torch.cuda.Stream()
@@ -173,11 +210,24 @@ def out_of_memory(traced: Traced) -> None:
     traced(fill)
 
 
+def late_out_of_memory(traced: Traced) -> None:
+    """The same after so many steps that they are only counted."""
+    trainer = Trainer(Checkpointed().cuda())
+    held = []
+
+    def fill() -> None:
+        trainer.steps(5)
+        while True:
+            held.append(torch.empty(12 * MIB + 1, device="cuda", dtype=torch.uint8))
+
+    traced(fill)
+
+
 PROGRAMS: dict[str, Callable[[Traced], None]] = {
     program.__name__: program
     for program in (
         gpt2, gpt2_autocast, gqa, gqa_autocast, warmed_up, first_use, decoding, checkpointed,
-        two_streams,
+        two_streams, long_loop, private_pool,
     )
 }  # fmt: skip
 """All that end well."""

@@ -23,7 +23,9 @@ RECORDED = HERE / "recorded"
 MIB = 2**20
 SETTINGS: dict[str, dict[str, Any]] = {
     "gpt2_expandable": {"program": "gpt2", "conf": "expandable_segments:True"},
+    "two_devices": {"devices": 2},
     "out_of_memory": {"capacity": 240 * MIB},
+    "late_out_of_memory": {"capacity": 240 * MIB},
 }
 """Of programs that are not run as they are, on a large device."""
 
@@ -42,7 +44,11 @@ def main(torch_directory: Path, cuda_headers: Path) -> None:
         for case in [*PROGRAMS, *SETTINGS]:
             settings = SETTINGS.get(case, {})
             environment = make_environment(
-                stand_in, torch_directory, capability=80, capacity=settings.get("capacity")
+                stand_in,
+                torch_directory,
+                capability=80,
+                capacity=settings.get("capacity"),
+                devices=settings.get("devices"),
             )
             environment["PYTHONPATH"] = f"{torch_directory.parent}:{ROOT}"
             environment["PYTORCH_CUDA_ALLOC_CONF"] = settings.get("conf", "")

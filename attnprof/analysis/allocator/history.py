@@ -4,6 +4,9 @@ A history says when blocks were asked for and let go, at which addresses, and ho
 asked for. It does not say how large the blocks are that served the requests. That follows from the
 allocator's rules and from the addresses: a block that is not split takes all of the free block it
 was found in. Sizes are then those that ``torch.cuda.memory_stats`` counts as allocated.
+
+A history may have been off for a while. Where it goes on, *seeds* tell all that is there by then,
+as they do where it begins.
 """
 
 from dataclasses import dataclass
@@ -12,12 +15,13 @@ import numpy as np
 
 from attnprof.analysis.allocator.engine import CachingAllocator
 from attnprof.analysis.allocator.settings import SMALL_BYTES, AllocatorSettings
-from attnprof.store.schema import SEED, SEGMENT_SEED
+from attnprof.store.schema import RESUMED, SEED, SEGMENT_SEED
 
 Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
+Bools = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 # What an action means for blocks and segments.
-OTHER, ALLOC, FREE_REQUESTED, FREE_COMPLETED, SEGMENT_TAKEN, SEGMENT_GIVEN, OOM = range(7)
+OTHER, ALLOC, FREE_REQUESTED, FREE_COMPLETED, SEGMENT_TAKEN, SEGMENT_GIVEN, OOM, GOES_ON = range(8)
 
 KINDS = {
     SEED: ALLOC,
@@ -31,20 +35,21 @@ KINDS = {
     "segment_free": SEGMENT_GIVEN,
     "segment_unmap": SEGMENT_GIVEN,
     "oom": OOM,
+    RESUMED: GOES_ON,
 }
 """Per action of a history, its kind; `OTHER` for what is not listed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """The history of one device: a row per event, in order, the seeds before all others."""
+    """The history of one device: a row per event, in order."""
 
     kind: Ints
     address: Ints
     size_bytes: Ints
     """What was asked for; of segments, all of them."""
-    seeds: int
-    """How many rows, from the first on, tell what was there before the history began."""
+    is_seed: Bools
+    """Whether the row tells what was there when the recording began, or went on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,19 @@ class Lives:
     """What the allocator took."""
 
 
+def list_seedings(events: Events) -> list[tuple[int, int]]:
+    """Return where seeds tell what is there: the first row of each place, and the one after it.
+
+    The first place is where the history begins, the others where it goes on.
+    """
+    others = np.append(np.flatnonzero(~events.is_seed), len(events.kind))
+    starts = np.flatnonzero(events.kind == GOES_ON)
+    if len(events.is_seed) and events.is_seed[0]:
+        starts = np.append(0, starts)
+    ends = others[np.searchsorted(others, starts, "right")]
+    return list(zip(starts.tolist(), ends.tolist(), strict=True))
+
+
 def list_lives(
     events: Events, settings: AllocatorSettings | None = None, *, sizes_are_exact: bool = False
 ) -> Lives:
@@ -77,6 +95,10 @@ def list_lives(
     if not (kind == FREE_COMPLETED).any():  # left out of the history
         kind = np.where(kind == FREE_REQUESTED, FREE_COMPLETED, kind)
     begin, end, reusable = pair_events(kind, events.address)
+    for first, after in list_seedings(events):
+        # What is seeded again ends there and goes on as another block; all else is gone by then.
+        for event in (end, reusable):
+            event[(begin < first) & ((event < 0) | (event >= after))] = first
     requested = events.size_bytes[begin]
     size = requested
     if not sizes_are_exact:
@@ -144,53 +166,69 @@ class _Extents:
     def measure(self, reusable: Ints) -> Ints:
         """Return the size of every block."""
         large = np.flatnonzero(self._size > SMALL_BYTES)
-        kind, address = self._events.kind, self._events.address
+        kind, is_seed = self._events.kind, self._events.is_seed
         is_segment = (kind == SEGMENT_TAKEN) | (kind == SEGMENT_GIVEN)
         if not is_segment.any():
             return self._size
-        self._place_seeds(large)
-        segments = np.flatnonzero(is_segment)
-        segments = segments[segments >= self._events.seeds]
-        new = large[self._begin[large] >= self._events.seeds]
+        segments = np.flatnonzero(is_segment & ~is_seed)
+        new = large[~is_seed[self._begin[large]]]
         freed = large[reusable[large] >= 0]
-        # Per event: when, what, and of which block or segment.
-        when = np.concatenate([self._begin[new], reusable[freed], segments])
-        what = np.concatenate(
-            [np.full(len(new), ALLOC), np.full(len(freed), FREE_COMPLETED), kind[segments]]
+        freed = freed[~is_seed[reusable[freed]]]
+        seedings = list_seedings(self._events)
+        # Per event: when, what, and of which block, segment or seeding.
+        when = np.concatenate(
+            [self._begin[new], reusable[freed], segments, [first for first, _ in seedings]]
         )
-        which = np.concatenate([new, freed, segments])
+        what = np.concatenate(
+            [
+                np.full(len(new), ALLOC),
+                np.full(len(freed), FREE_COMPLETED),
+                kind[segments],
+                np.full(len(seedings), GOES_ON),
+            ]
+        )
+        which = np.concatenate([new, freed, segments, np.arange(len(seedings))])
         # What frees a block may be the event that takes its address again: the free comes first.
-        order = np.lexsort((what == ALLOC, when))
-        size, begin = self._size, self._begin
+        order = np.lexsort((what == ALLOC, when)).astype(np.int64)
         for action, number in zip(what[order].tolist(), which[order].tolist(), strict=True):
-            if action == ALLOC:
-                size[number] = self._take(int(address[begin[number]]), int(size[number]))
-            elif action == FREE_COMPLETED:
-                start = int(address[begin[number]])
-                self._give(start, start + int(size[number]))
-            elif action == SEGMENT_TAKEN:
-                start = int(address[number])
-                self._open(start, start + int(self._events.size_bytes[number]))
+            if action == GOES_ON:
+                self._begin_anew(large, *seedings[number])
             else:
-                self._close(int(address[number]))
-        return size
+                self._follow(action, number)
+        return self._size
 
-    def _place_seeds(self, large: Ints) -> None:
-        """Put the blocks from before into the segments from before; what lies between is free."""
-        seeds = slice(0, self._events.seeds)
+    def _follow(self, action: int, number: int) -> None:
+        """Follow an event of a block, or one of a segment."""
+        events, size, begin = self._events, self._size, self._begin
+        if action == ALLOC:
+            size[number] = self._take(int(events.address[begin[number]]), int(size[number]))
+        elif action == FREE_COMPLETED:
+            start = int(events.address[begin[number]])
+            self._give(start, start + int(size[number]))
+        elif action == SEGMENT_TAKEN:
+            start = int(events.address[number])
+            self._open(start, start + int(events.size_bytes[number]))
+        else:
+            self._close(int(events.address[number]))
+
+    def _begin_anew(self, large: Ints, first: int, after: int) -> None:
+        """Put seeded blocks into seeded segments; what lies between is free."""
+        for known in (self._end_of, self._start_of, self._borders):
+            known.clear()
         address, kind = self._events.address, self._events.kind
-        blocks = large[self._begin[large] < self._events.seeds]
+        begin = self._begin[large]
+        blocks = large[(begin >= first) & (begin < after)]
         blocks = blocks[np.argsort(address[self._begin[blocks]], kind="stable")]
         starts = address[self._begin[blocks]]
-        for row in np.flatnonzero(kind[seeds] == SEGMENT_TAKEN).tolist():
+        for row in (first + np.flatnonzero(kind[first:after] == SEGMENT_TAKEN)).tolist():
             at = int(address[row])
             end = at + int(self._events.size_bytes[row])
             self._borders.add(at)
-            first, last = np.searchsorted(starts, [at, end]).tolist()
-            for position in range(first, last):
+            begins, ends = np.searchsorted(starts, [at, end]).tolist()
+            for position in range(begins, ends):
                 start, number = int(starts[position]), int(blocks[position])
                 self._add(at, start)
-                following = int(starts[position + 1]) if position + 1 < last else end
+                following = int(starts[position + 1]) if position + 1 < ends else end
                 rounded = int(self._size[number])
                 if not self._is_split(rounded, following - start):
                     self._size[number] = max(following - start, rounded)

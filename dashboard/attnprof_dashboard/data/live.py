@@ -26,6 +26,8 @@ _BIN_NS = 100_000_000
 _MOST_BINS = int(WINDOW_SECONDS * 1e9) // _BIN_NS
 _MOST_FOLLOWED = 4
 _OTHER = "activations and all else"
+_COUNTED = "only counted"
+"""What the allocator counted at the end of a step that was not recorded, beyond what is known."""
 _NAMES = {
     Role.PARAMETER.value: "parameters",
     Role.BUFFER.value: "buffers",
@@ -75,6 +77,18 @@ class Device:
         while len(self.bins) > _MOST_BINS:
             self.bins.popitem(last=False)
 
+    def count(self, time_ns: int, total_bytes: int, peak_bytes: int) -> None:
+        """Take note of what the allocator counted by the end of a step that was not recorded.
+
+        Args:
+            time_ns: When the step ended.
+            total_bytes: What was live then.
+            peak_bytes: The most that was live in it; -1 if that is not known.
+        """
+        if peak_bytes > (self.peak.total_bytes if self.peak else 0):
+            self.peak = Instant(time_ns, peak_bytes, ((_COUNTED, peak_bytes),))
+        self.change(time_ns, _COUNTED, total_bytes - self.total_bytes)
+
     def instants(self, since_ns: int) -> list[Instant]:
         """Return the extremes of the window, in order of time."""
         pairs = [pair for at, pair in self.bins.items() if (at + 1) * _BIN_NS > since_ns]
@@ -101,6 +115,8 @@ class LiveRun:
         self.is_behind = False
         """There is more to read than there was time for."""
         self._ends: Counter[int] = Counter()
+        self._counted: set[int] = set()
+        """The steps that were only counted."""
         self.events = 0
         self.begin_ns: int | None = None
         self.last_ns = 0
@@ -110,7 +126,7 @@ class LiveRun:
     @property
     def steps(self) -> int:
         """How many steps ended: as the program says, else as its optimizer shows."""
-        return self._ends[STEP] or self._ends[OPTIMIZER_END]
+        return (self._ends[STEP] or self._ends[OPTIMIZER_END]) + len(self._counted)
 
     def update(self, budget_seconds: float = 0.5) -> None:
         """Read what was written since the last time.
@@ -151,6 +167,11 @@ class LiveRun:
             self._take_events(batch)
         for batch in self._batches("marks", good):
             self._ends.update(batch["kind"])
+        for batch in self._batches("counted_steps", good):
+            self._counted.update(batch["step"])
+            for number, *counted in zip(*(batch[name] for name in _COUNTERS), strict=True):
+                self.devices.setdefault(self._names[number], Device()).count(*counted)
+                self.last_ns = max(self.last_ns, counted[0])
         for batch in self._batches("samples", good):
             for device, *sizes in zip(*(batch[name] for name in _SAMPLE), strict=True):
                 self.samples[device] = dict(zip(_SAMPLE[1:], sizes, strict=True))
@@ -211,6 +232,7 @@ class LiveRun:
 
 
 _SAMPLE = ("device", "process_bytes", "used_bytes", "total_bytes")
+_COUNTERS = ("device", "end_ns", "allocated_bytes", "peak_bytes")
 
 
 class LiveStore:

@@ -35,8 +35,8 @@ class Rank:
         """Its peak."""
         return self.device.summary["peak"]["total_bytes"] if self.device else None
 
-    def steps(self) -> dict[int, int]:
-        """Return the peak of each step."""
+    def steps(self) -> dict[int, int | None]:
+        """Return the peak of each step; None where it is not known."""
         if self.device is None or self.device.steps.is_empty():
             return {}
         return dict(self.device.steps.select("step", "peak_bytes").iter_rows())
