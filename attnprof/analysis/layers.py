@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import polars as pl
 
+from attnprof.analysis.backends import explain_backend
 from attnprof.attribution.attribute import Attribution
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import ITEM_BYTES, Facts
@@ -123,7 +124,7 @@ def _describe_layer(
         "mask_bytes": max(blocks.size_of(p.mask_rows) for p in pairs),
         "kv_cache_bytes": blocks.peak_of(layer, Category.KV_CACHE),
         "predicted_saved_bytes": sum(_predict_saved(p, blocks.facts) for p in largest),
-        "backend_reason": _explain_backend(speaker),
+        "backend_reason": explain_backend(blocks.facts, speaker),
     }
 
 
@@ -177,15 +178,3 @@ def _predict_saved(call: AttentionCall, facts: Facts) -> int:
     read = {facts.signature_of(row).dtype for row in call.path_rows} - {call.dtype, "bool"}
     casts = sum(ITEM_BYTES.get(dtype, 1) for dtype in read)
     return elements * (item + casts + (2 * item if call.has_dropout else 0))
-
-
-def _explain_backend(call: AttentionCall) -> str:
-    """Return why scaled_dot_product_attention took the path it took, as far as ops can tell."""
-    if call.kind is AttentionKind.OPAQUE:
-        return f"{call.backend} is one op; its scores live and die inside it, unseen"
-    if call.kind is AttentionKind.FUSED:
-        return f"fused: {call.backend}"
-    if call.backend == "_safe_softmax":  # torch uses it nowhere but in SDPA's math path
-        why = "dropout on the attention weights" if call.has_dropout else "no fused kernel took it"
-        return f"scaled_dot_product_attention fell back to math: {why}"
-    return f"written out: products around {call.backend}"

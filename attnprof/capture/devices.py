@@ -33,14 +33,18 @@ def describe_environment() -> dict[str, Any]:
     return found
 
 
-def describe_gpus() -> list[str]:
-    """Return the names of the GPUs, if the program has used CUDA.
+def describe_gpus() -> dict[str, Any]:
+    """Return names and compute capabilities of the GPUs, if the program has used CUDA.
 
     Asking earlier would initialise CUDA before the program chose its devices, or forked.
     """
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # not annotated
-        return []
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return {"gpus": []}
+    numbers = range(torch.cuda.device_count())
+    return {
+        "gpus": [torch.cuda.get_device_name(number) for number in numbers],
+        "compute_capabilities": [torch.cuda.get_device_capability(number) for number in numbers],
+    }
 
 
 def describe_writer() -> dict[str, Any]:

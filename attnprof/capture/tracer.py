@@ -241,7 +241,7 @@ class Tracer:
             finally:
                 _active = None
                 # Only now: what GPUs there are may not be asked before the program uses them.
-                environment = {**describe_environment(), "gpus": describe_gpus()}
+                environment = {**describe_environment(), **describe_gpus()}
                 more: dict[str, Any] = {**self._info, "environment": environment}
                 if self._history is not None and self._history.info:
                     more["allocator"] = self._history.info

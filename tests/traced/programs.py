@@ -4,12 +4,14 @@ Each takes a function that traces what it is given and returns what that returne
 does before it calls that function, the trace has not seen.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 Traced = Callable[[Callable[[], Any]], Any]
@@ -155,6 +157,47 @@ def checkpointed(traced: Traced) -> None:
     traced(Trainer(Checkpointed().cuda()).steps)
 
 
+class Sdpa(nn.Module):
+    """`scaled_dot_product_attention` of 4 heads with 24 elements, and how it is called."""
+
+    def __init__(
+        self, *, kv_heads: int = HEADS, value_dim: int = WIDTH // HEADS, is_flat: bool = False,
+        dtype: torch.dtype = torch.bfloat16, backend: SDPBackend | None = None, **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.out = nn.Linear(value_dim, WIDTH, dtype=dtype)
+        self.kv_heads, self.value_dim, self.is_flat = kv_heads, value_dim, is_flat
+        self.dtype, self.backend, self.options = dtype, backend, options
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q = x.to(self.dtype).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        k = q[:, : self.kv_heads] * 2
+        v = (q[:, : self.kv_heads, :, : self.value_dim] * 3).contiguous()
+        if self.is_flat:
+            q, k, v = (t.flatten(0, 1) for t in (q, k, v))
+        with sdpa_kernel(self.backend) if self.backend else nullcontext():
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v, **self.options)
+        return x + self.out(mixed).sum().float()
+
+
+def kernels(traced: Traced) -> None:
+    """Calls of scaled_dot_product_attention, most of which no fused kernel carries out."""
+    mask = torch.zeros(LENGTH, LENGTH, dtype=torch.bfloat16).cuda()
+    layers = {
+        "causal": Sdpa(is_causal=True),
+        "masked": Sdpa(attn_mask=mask),
+        "grouped": Sdpa(kv_heads=2, enable_gqa=True),
+        "grouped_masked": Sdpa(kv_heads=2, enable_gqa=True, attn_mask=mask),
+        "narrow_values": Sdpa(value_dim=12),
+        "flat": Sdpa(is_flat=True),
+        "in_double": Sdpa(dtype=torch.float64),
+        "off": Sdpa(backend=SDPBackend.MATH, is_causal=True),
+    }
+    model = nn.Sequential(OrderedDict(layers)).cuda()
+    x = torch.ones(BATCH, LENGTH, WIDTH, device="cuda")
+    traced(lambda: model(x).sum().backward())
+
+
 def two_devices(traced: Traced) -> None:
     """A layer on each of two devices."""
     first, second = Attention().cuda(0), Attention().cuda(1)
@@ -227,7 +270,7 @@ PROGRAMS: dict[str, Callable[[Traced], None]] = {
     program.__name__: program
     for program in (
         gpt2, gpt2_autocast, gqa, gqa_autocast, warmed_up, first_use, decoding, checkpointed,
-        two_streams, long_loop, private_pool,
+        two_streams, long_loop, private_pool, kernels,
     )
 }  # fmt: skip
 """All that end well."""

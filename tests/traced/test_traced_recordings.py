@@ -375,6 +375,35 @@ def test_private_pools_are_said_and_counted(load: Load) -> None:
     assert notes_of(load("gpt2"), "pools") == []
 
 
+def test_kernels_are_named_with_what_spoke_against_the_others(load: Load) -> None:
+    rows = load("kernels").layers().select("layer", "backend_reason").rows()
+    fell_back = "scaled_dot_product_attention fell back to math"
+    fused = "fused: _scaled_dot_product"
+    heads = "efficient takes no grouped heads, got 4 heads of Q, 2 of K, 2 of V"
+    assert dict(rows) == {
+        "causal": f"{fused}_flash_attention (flash is tried first on compute capability 8.0)",
+        "masked": f"{fused}_efficient_attention (flash takes no mask)",
+        "grouped": f"{fused}_flash_attention (flash is tried first on compute capability 8.0)",
+        "grouped_masked": f"{fell_back}: flash takes no mask; {heads}",
+        "narrow_values": (
+            f"{fell_back}: flash takes one head_dim up to 256 for Q, K and V, got 24, 24 and 12; "
+            "efficient takes one head_dim for Q and K and multiples of 8 only, got 24, 24 and 12"
+        ),
+        "flat": (
+            f"{fell_back}: flash takes Q, K and V with 4 dimensions only, got 3, 3, 3; "
+            "efficient takes Q, K and V with 4 dimensions only, got 3, 3, 3"
+        ),
+        "in_double": (
+            f"{fell_back}: flash takes float16, bfloat16 only, got float64; "
+            "efficient takes float16, float32, bfloat16 only, got float64"
+        ),
+        "off": (
+            f"{fell_back}, though the flash kernel could carry it out: it was switched off, as "
+            "torch.nn.attention.sdpa_kernel does"
+        ),
+    }
+
+
 def test_two_devices_each_have_their_blocks(load: Load) -> None:
     run = load("two_devices")
     for device in ("cuda:0", "cuda:1"):
