@@ -255,11 +255,13 @@ def _render_steps(summary: Summary) -> RenderableType | None:
 def pick_steps(steps: pl.DataFrame, peak_step: int) -> list[dict[str, Any] | None]:
     """Return the steps worth showing, None where some are left out.
 
-    All of a few; of many the first, the last and the one with the peak.
+    All of a few; of many the first, the last, the one with the peak, and the one that needed most,
+    which may only have been counted.
     """
     rows = list(steps.iter_rows(named=True))
     keep = {*range(_STEPS_AT_ENDS), *range(len(rows) - _STEPS_AT_ENDS, len(rows))}
     keep |= {at for at, row in enumerate(rows) if row["step"] == peak_step}
+    keep.add(max(range(len(rows)), key=lambda at: rows[at]["peak_bytes"] or 0, default=0))
     if len(rows) <= 2 * _STEPS_AT_ENDS + 2:
         keep = set(range(len(rows)))
     picked: list[dict[str, Any] | None] = []

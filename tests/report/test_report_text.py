@@ -88,3 +88,13 @@ def test_steps_that_were_only_counted_show_what_is_known(summary: Summary) -> No
     (line,) = [line for line in text.splitlines() if "only counted" in line]
     assert line.split()[:4] == ["8", "1024", "2", "–"]
     assert "600.0 MiB" in line
+
+
+def test_counted_step_that_needed_most_is_among_those_shown(summary: Summary) -> None:
+    steps = pl.concat([summary.steps] * 3).with_columns(step=pl.int_range(pl.len()))
+    is_counted = pl.col("step") == 13
+    steps = steps.with_columns(
+        is_detailed=~is_counted,
+        peak_bytes=pl.when(is_counted).then(2**40).otherwise("peak_bytes"),
+    )
+    assert 13 in [row["step"] for row in pick_steps(steps, 0) if row]
