@@ -181,16 +181,16 @@ def _number_steps(inferred: Inferred, is_seed: Bools, begin_ns: Ints, step_ends:
     return np.cumsum(begins)
 
 
-def describe_imported_steps(allocations: pl.DataFrame, device: str) -> pl.DataFrame:
+def describe_imported_steps(attribution: ImportedAttribution, device: str) -> pl.DataFrame:
     """Return a row per step of an imported run, in the columns of `describe_steps`.
 
     What only ops tell (lengths of data, seconds per phase) is null; ``ops`` is 0.
 
     Args:
-        allocations: Attributed blocks with ``start`` and ``end`` (order of events).
-        device: One that occurs.
+        attribution: What the snapshot means.
+        device: One that occurs in its allocations.
     """
-    replayed = replay(allocations, device)
+    replayed = replay(attribution.allocations, device)
     frame = replayed.frame.with_columns(live=pl.Series(replayed.live_bytes))
     seconds = {f"{phase.value}_seconds": pl.lit(None, pl.Float64) for phase in PHASES}
     highest = pl.col("live").arg_max()
@@ -204,16 +204,32 @@ def describe_imported_steps(allocations: pl.DataFrame, device: str) -> pl.DataFr
             ops=pl.lit(0, pl.Int64),
             peak_bytes=pl.col("live").max(),
             peak_phase=pl.col("phase").cast(pl.String).get(highest),
-            reserved_bytes=pl.lit(None, pl.Int64),
+            first=pl.col("start").first(),
             is_detailed=pl.lit(True),
             **seconds,
         )
-        .with_columns(wall_seconds=(pl.col("end_ns") - pl.col("begin_ns")) / 1e9)
+        .with_columns(
+            wall_seconds=(pl.col("end_ns") - pl.col("begin_ns")) / 1e9,
+            reserved_bytes=pl.col("first").map_batches(
+                lambda first: _find_reserved(attribution, device, first.to_numpy()),
+                return_dtype=pl.Int64,
+            ),
+        )
         .select(
             *("step", "begin_ns", "end_ns", "wall_seconds", "seq_len", "batch", "ops"),
             *("peak_bytes", "peak_phase", "reserved_bytes", "is_detailed", *seconds),
         )
     )
+
+
+def _find_reserved(attribution: ImportedAttribution, device: str, first: Ints) -> pl.Series:
+    """Return per step the most bytes reserved from its first event up to the next step's."""
+    after = next(h.reserved_bytes() for h in attribution.histories if h.device == device)
+    ends = np.append(first[1:], len(after))
+    # Segments that hold nothing yet are told of before the block for which they were taken.
+    spans = zip(np.maximum(first - 1, 0).tolist(), ends.tolist(), strict=True)
+    most = [int(after[begin:end].max(initial=0)) for begin, end in spans]
+    return pl.Series(most if any(most) else [None] * len(most), dtype=pl.Int64)
 
 
 def _to_blocks(allocations: pl.DataFrame) -> Blocks:

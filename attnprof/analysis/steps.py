@@ -33,7 +33,7 @@ def describe_steps(
     timeline, facts = attribution.timeline, attribution.facts
     device = choose_device(attribution.allocations, device)
     if isinstance(attribution, ImportedAttribution):
-        return describe_imported_steps(attribution.allocations, device)
+        return describe_imported_steps(attribution, device)
     begins = timeline.step_begin
     ends = np.append(begins[1:], facts.count)
     replayed = replay(attribution.allocations, device)

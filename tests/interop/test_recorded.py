@@ -71,6 +71,12 @@ def test_reserved_bytes_are_torchs_own(load, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_most_reserved_in_any_step_is_torchs_own(load, case: str) -> None:
+    stats = make_recorded(case)[1]
+    assert load(case).steps["reserved_bytes"].max() == stats["reserved_bytes.all.peak"]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_free_pieces_are_those_of_the_snapshot(load, case: str) -> None:
     attribution, snapshot = load(case).attribution, make_recorded(case)[0]
     history = attribution.histories[0]
