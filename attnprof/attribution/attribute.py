@@ -12,8 +12,10 @@ from attnprof.attribution.attention import find_calls
 from attnprof.attribution.blocks import Blocks, find_blocks
 from attnprof.attribution.cache import Kept, find_kept, starts_anew
 from attnprof.attribution.calls import AttentionCall
+from attnprof.attribution.compiled import locate_ops
 from attnprof.attribution.facts import Bools, Facts, Ints
 from attnprof.attribution.flow import Flow
+from attnprof.attribution.fused_pairs import find_fused_pairs
 from attnprof.attribution.labels import CATEGORIES, ROLE_CATEGORIES, Labels, label_storages
 from attnprof.attribution.labels import CODE as CATEGORY
 from attnprof.attribution.order import DeviceBlocks
@@ -46,6 +48,7 @@ def attribute(stored: StoredRun, devices: Sequence[DeviceBlocks] = ()) -> Attrib
         devices: What the allocators of its devices did, where they kept a history.
     """
     facts = Facts(stored, devices)
+    facts.op_module = locate_ops(facts)
     timeline = find_timeline(facts)
     buffers = find_buffers(facts, stored.info.get("dry_run"))
     blocks = replace_storages(add_buffers(find_blocks(facts), facts, buffers), facts)
@@ -56,6 +59,7 @@ def attribute(stored: StoredRun, devices: Sequence[DeviceBlocks] = ()) -> Attrib
     is_forward = np.isin(timeline.phase, computes)
     flow = Flow(facts, is_forward, roles)
     calls = find_calls(facts, flow)
+    calls = sorted([*calls, *find_fused_pairs(facts, calls)], key=lambda call: call.ops[0])
     kept = find_kept(facts, flow, timeline, calls)
     _name_inference_phases(facts, timeline, calls, kept)
     carried = find_scans(facts, flow, is_forward)
@@ -66,6 +70,11 @@ def attribute(stored: StoredRun, devices: Sequence[DeviceBlocks] = ()) -> Attrib
     allocations = _build_allocations(facts, timeline, blocks, labels)
     return Attribution(facts, timeline, blocks, calls, kept, allocations)
 
+
+_FROM_OUTSIDE = (
+    Category.PARAMETERS, Category.BUFFERS, Category.OPTIMIZER_STATE, Category.INPUTS,
+)  # fmt: skip
+"""What compiled code is given and does not make."""
 
 _TRACING = 0
 """Number of the thread that opened the trace."""
@@ -118,12 +127,13 @@ def _build_allocations(
     facts: Facts, timeline: Timeline, blocks: Blocks, labels: Labels
 ) -> pl.DataFrame:
     step = timeline.step_of(blocks.at_op)
+    made_at = _find_makers(facts, blocks, labels)
     # One more entry than there are ops: blocks that no op made point at the last.
-    phase = np.append(timeline.phase, PHASE[Phase.OUTSIDE])[blocks.op]
+    phase = np.append(timeline.phase, PHASE[Phase.OUTSIDE])[made_at]
     code = np.append(facts.code, -1)[blocks.op]
-    saved = _find_saved(timeline, blocks, phase)
+    saved = _find_saved(timeline, blocks, made_at, phase)
     category, exact = _find_categories(facts, timeline, blocks, labels, phase, saved)
-    layer, layer_names = _find_layers(facts, blocks, labels)
+    layer, layer_names = _find_layers(facts, blocks, made_at, labels)
     signatures = pl.DataFrame(
         {
             "shape": [list(s.shape) for s in facts.signatures],
@@ -157,6 +167,14 @@ def _build_allocations(
     )
 
 
+def _find_makers(facts: Facts, blocks: Blocks, labels: Labels) -> Ints:
+    """Return per block the op that made it, or in compiled code the op by which it was seen."""
+    in_compiled = (blocks.op < 0) & facts.is_compiled[np.minimum(blocks.at_op, facts.count)]
+    label = np.append(labels.category, -1)[blocks.storage]
+    is_made_there = in_compiled & ~np.isin(label, [CATEGORY[c] for c in _FROM_OUTSIDE])
+    return np.where(is_made_there, blocks.at_op, blocks.op)
+
+
 def _look_up(words: list[str], positions: Ints) -> pl.Series:
     """Return words by position as categories; a negative position gives null."""
     return _gather(pl.Series(words, dtype=pl.String).cast(pl.Categorical), positions)
@@ -167,24 +185,26 @@ def _gather(values: pl.Series, positions: Ints) -> pl.Series:
     return values.gather(index.set(index < 0, None))
 
 
-def _find_layers(facts: Facts, blocks: Blocks, labels: Labels) -> tuple[Ints, list[str]]:
+def _find_layers(
+    facts: Facts, blocks: Blocks, made_at: Ints, labels: Labels
+) -> tuple[Ints, list[str]]:
     """Return per block a position in a list of layer paths: its label's, or its op's module's."""
     module = np.append(facts.op_module, -1)
-    inherits = np.flatnonzero(facts.is_backward & (facts.forward_op >= 0))
+    inherits = np.flatnonzero(facts.is_backward & (facts.forward_op >= 0) & ~facts.is_compiled[:-1])
     module[inherits] = facts.op_module[facts.forward_op[inherits]]
     number = np.array([labels.number_of(path) for path in facts.module_paths], np.int64)
     own = np.append(labels.layer, -1)[blocks.storage]
-    return np.where(own >= 0, own, number[module[blocks.op]]), labels.layers
+    return np.where(own >= 0, own, number[module[made_at]]), labels.layers
 
 
-def _find_saved(timeline: Timeline, blocks: Blocks, phase: Ints) -> Bools:
+def _find_saved(timeline: Timeline, blocks: Blocks, made_at: Ints, phase: Ints) -> Bools:
     """Return which blocks of a forward with gradients were live when it had ended."""
     if not len(timeline.forward_begin):
         return np.zeros(len(blocks.op), np.bool_)
-    forward = np.searchsorted(timeline.forward_begin, blocks.op, "right") - 1
+    forward = np.searchsorted(timeline.forward_begin, made_at, "right") - 1
     at = np.maximum(forward, 0)
     made = (phase == PHASE[Phase.FORWARD]) & (forward >= 0)
-    made &= blocks.op < timeline.forward_end[at]
+    made &= made_at < timeline.forward_end[at]
     lives = ~blocks.is_freed | (blocks.end_ns > timeline.settled_ns[at])
     result: Bools = made & timeline.forward_has_grad[at] & lives
     return result
@@ -223,12 +243,16 @@ def _find_categories(
     is_workspace = (blocks.storage == NO_STORAGE) & ~from_nobody
     unseen = (blocks.storage == NO_STORAGE) & from_nobody & ~blocks.is_found
     in_compiled = from_nobody & facts.is_compiled[np.minimum(blocks.at_op, facts.count)]
+    # What lives on after all calls may be one of its constants.
+    of_kernel = in_compiled & blocks.is_freed
     outside = (phase == PHASE[Phase.OUTSIDE]) & ~from_nobody
     kept_by_optimizer = (phase == PHASE[Phase.OPTIMIZER]) & ~blocks.is_freed
     rules: list[tuple[Bools, Category, bool]] = [
         (is_workspace, Category.WORKSPACE, bool(facts.allocated)),  # else from a formula
+        (of_kernel & saved, Category.ACTIVATIONS, False),  # a fused kernel made it
+        (of_kernel, Category.TEMPORARIES, False),
         (unseen, Category.UNATTRIBUTED, False),  # taken outside of ops
-        (in_compiled, Category.UNATTRIBUTED, False),  # a fused kernel made it, or wants it
+        (in_compiled, Category.UNATTRIBUTED, False),
         (from_nobody & (read & _READ_FORWARD > 0), Category.INPUTS, True),
         (from_nobody & (read & _READ_OPTIMIZER > 0), Category.OPTIMIZER_STATE, False),
         (from_nobody & (read > 0), Category.UNATTRIBUTED, False),
@@ -244,7 +268,8 @@ def _find_categories(
         exact[condition] = certain
     labelled = label >= 0
     category[labelled] = label[labelled]
-    exact[labelled] = True
+    is_role = np.isin(label, [CATEGORY[c] for c in ROLE_CATEGORIES.values()])
+    exact[labelled] = is_role[labelled] | ~in_compiled[labelled]
     guessed = [each.blocks.device for each in facts.allocated if not each.blocks.has_ops]
     exact[np.isin(blocks.device, guessed)] = False
     return category, exact

@@ -158,7 +158,10 @@ class Facts:
 
     @cached_property
     def op_module(self) -> Ints:
-        """Per op, the module whose forward it ran in, or -1."""
+        """Per op, the module whose forward it ran in, or -1.
+
+        `attribute` puts others in the place of those of compiled code, also in its backward.
+        """
         return self.scope_module[self.scope]
 
     @cached_property
@@ -168,13 +171,22 @@ class Facts:
         return result
 
     @cached_property
-    def is_compiled(self) -> Bools:
-        """Per op, whether it ran inside a compiled module; one more entry, false, for no op."""
-        inside = np.append((self.scope_flags & COMPILED) != 0, False)
+    def is_compiled_scope(self) -> Bools:
+        """Per module call, whether it is that of compiled code, or inside of one."""
+        inside: Bools = (self.scope_flags & COMPILED) != 0
         for scope in sorted(self.parent_of_scope):
-            inside[scope] |= inside[self.parent_of_scope[scope]]
-        result: Bools = np.append(inside[self.scope], False)
-        return result
+            parent = self.parent_of_scope[scope]
+            inside[scope] |= parent >= 0 and inside[parent]
+        return inside
+
+    @cached_property
+    def is_compiled(self) -> Bools:
+        """Per op, whether compiled code ran it, in its backward too; and false for no op."""
+        inside: Bools = self.is_compiled_scope[self.scope]
+        if inside.any():
+            of_forward = self.forward_op[self.is_backward]
+            inside[self.is_backward] = (of_forward >= 0) & inside[of_forward]
+        return np.append(inside, False)
 
     @cached_property
     def is_backward(self) -> Bools:

@@ -107,7 +107,9 @@ def _label_call(facts: Facts, flow: Flow, call: AttentionCall, labels: Labels) -
         for op in ops:
             for row in facts.rows_out(op):
                 storage = int(facts.storage[row])
-                if facts.born_by[storage] == op:
+                # Compiled code hands kernels the memory that they write to.
+                is_given = facts.born_by[storage] < 0 and facts.is_compiled[op]
+                if facts.born_by[storage] == op or is_given:
                     labels.put(storage, category, call.layer)
     for row in call.softmax_rows:
         labels.put(int(facts.storage[row]), Category.SOFTMAX, call.layer)

@@ -162,8 +162,8 @@ def _note_unseen(run: Run, peak: Peak) -> list[Note]:
     notes = []
     if run.has_compiled_code:
         text = (
-            "parts of the model were compiled and stayed so; what their kernels make is counted "
-            "where it surfaces, as unattributed"
+            "parts of the model were compiled and stayed so; which modules their kernels work for, "
+            "and whether one of them is a softmax, is concluded from the kernels around them"
         )
         if peak.device == "cpu":
             text += ", and on the CPU what stays inside them is not counted"
