@@ -88,7 +88,7 @@ def read_histories(
         about: The allocator's settings, as torch describes them in snapshots.
         sizes_are_exact: Whether the events have the sizes of blocks instead of requests.
     """
-    settings = _read_settings(about)
+    settings = read_settings(about)
     columns = stored.columns("allocator_events")
     stack = stored.columns("allocator_contexts")["stack"]
     if not len(stack):  # a traced program's events have no stacks
@@ -129,7 +129,8 @@ def read_histories(
     return histories
 
 
-def _read_settings(recorded: dict[str, object]) -> AllocatorSettings:
+def read_settings(recorded: dict[str, object]) -> AllocatorSettings:
+    """Return the allocator's options from what torch's snapshots say of them."""
     try:
         settings = AllocatorSettings.parse(str(recorded.get("PYTORCH_CUDA_ALLOC_CONF", "")))
     except ValueError:  # of a release with other options

@@ -10,9 +10,10 @@ from attnprof.analysis.allocator.history import (
     SEGMENT_GIVEN,
     SEGMENT_TAKEN,
     Events,
+    Ints,
     list_seedings,
 )
-from attnprof.analysis.allocator.segments import cut, list_gaps, merge
+from attnprof.analysis.allocator.segments import Span, cut, list_gaps, merge
 from attnprof.analysis.allocator.settings import AllocatorSettings
 from attnprof.analysis.allocator.simulation import simulate_allocator
 from attnprof.analysis.device_history import AllocatorAttribution, DeviceHistory
@@ -85,22 +86,13 @@ def _is_capped(requested_bytes: int, device_free_bytes: int) -> bool:
 
 def describe_state(history: DeviceHistory, at: int) -> MemoryState:
     """Return what was held once the event ``at`` had happened; of seeds, once all had."""
-    events, lives = history.events, history.lives
-    begin = 0
-    for first, after in list_seedings(events):
-        if first <= at:
-            begin, at = first, max(at, after - 1)
-    taken = lives.begin <= at
-    held = np.flatnonzero(taken & ((lives.reusable < 0) | (lives.reusable > at)))
+    _, at = _find_seeds(history, at)
+    spans, held = map_memory(history, at)
+    lives = history.lives
     is_allocated = (lives.end[held] < 0) | (lives.end[held] > at)
     sizes = lives.size_bytes[held]
-    starts = events.address[lives.begin[held]]
-    order = np.argsort(starts, kind="stable")
-    blocks = list(zip(starts[order].tolist(), (starts + sizes)[order].tolist(), strict=True))
-    spans = list(_list_segments(events, begin, at).items())
-    # Pages that lie beside each other serve one block; segments of cudaMalloc do not.
-    spans = merge(spans) if history.settings.expandable_segments else sorted(spans)
-    gaps = list_gaps(spans, blocks)
+    starts = history.events.address[lives.begin[held]]
+    gaps = list_gaps(spans, list(zip(starts.tolist(), (starts + sizes).tolist(), strict=True)))
     return MemoryState(
         allocated_bytes=int(sizes[is_allocated].sum()),
         awaiting_bytes=int(sizes[~is_allocated].sum()),
@@ -108,6 +100,36 @@ def describe_state(history: DeviceHistory, at: int) -> MemoryState:
         free_blocks=len(gaps),
         largest_free_block_bytes=max(gaps, default=0),
     )
+
+
+def map_memory(history: DeviceHistory, at: int) -> tuple[list[Span], Ints]:
+    """Return the segments that were reserved after an event, and the blocks that cover them.
+
+    Args:
+        history: A device's.
+        at: The event; of seeds, all of them have happened then.
+
+    Returns:
+        The segments, and rows of `DeviceHistory.lives`; both in the order of addresses. Blocks
+        that other streams still use after the program let go of them are among these.
+    """
+    events, lives = history.events, history.lives
+    first, at = _find_seeds(history, at)
+    taken = lives.begin <= at
+    held = np.flatnonzero(taken & ((lives.reusable < 0) | (lives.reusable > at)))
+    spans = list(_list_segments(events, first, at).items())
+    # Pages that lie beside each other serve one block; segments of cudaMalloc do not.
+    spans = merge(spans) if history.settings.expandable_segments else sorted(spans)
+    return spans, held[np.argsort(events.address[lives.begin[held]], kind="stable")]
+
+
+def _find_seeds(history: DeviceHistory, at: int) -> tuple[int, int]:
+    """Return where all that is there was last told, and the event, or the last of these seeds."""
+    begin = 0
+    for first, after in list_seedings(history.events):
+        if first <= at:
+            begin, at = first, max(at, after - 1)
+    return begin, at
 
 
 def _list_segments(events: Events, first: int, last: int) -> dict[int, int]:

@@ -9,11 +9,13 @@ A history may have been off for a while. Where it goes on, *seeds* tell all that
 as they do where it begins.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from attnprof.analysis.allocator.engine import CachingAllocator
+from attnprof.analysis.allocator.free_memory import FreeMemory
 from attnprof.analysis.allocator.settings import SMALL_BYTES, AllocatorSettings
 from attnprof.store.schema import RESUMED, SEED, SEGMENT_SEED
 
@@ -105,7 +107,7 @@ def list_lives(
         settings = settings or AllocatorSettings()
         size = _round_all(requested, settings)
         if not settings.expandable_segments:  # their blocks are split to the last 512 bytes
-            size = _Extents(events, begin, size, settings).measure(reusable)
+            size = _measure(events, begin, reusable, size, settings)
     return Lives(begin, end, reusable, requested, size)
 
 
@@ -145,131 +147,67 @@ def _round_all(requested: Ints, settings: AllocatorSettings) -> Ints:
     return np.array(rounded, np.int64)[position]
 
 
-class _Extents:
-    """The free memory of the large pool, replayed by address to see what each block took of it.
-
-    Blocks of the small pool are always split, so that rounding says all about them.
-    """
-
-    def __init__(
-        self, events: Events, begin: Ints, rounded: Ints, settings: AllocatorSettings
-    ) -> None:
-        self._events = events
-        self._begin = begin
-        self._size = rounded.copy()
-        self._max_split_bytes = settings.max_split_size_bytes or 2**62
-        self._end_of: dict[int, int] = {}  # of free extents: from the first byte to past the last
-        self._start_of: dict[int, int] = {}
-        self._borders: set[int] = set()
-        """Where segments begin: what is free on both sides does not merge."""
-
-    def measure(self, reusable: Ints) -> Ints:
-        """Return the size of every block."""
-        large = np.flatnonzero(self._size > SMALL_BYTES)
-        kind, is_seed = self._events.kind, self._events.is_seed
-        is_segment = (kind == SEGMENT_TAKEN) | (kind == SEGMENT_GIVEN)
-        if not is_segment.any():
-            return self._size
-        segments = np.flatnonzero(is_segment & ~is_seed)
-        new = large[~is_seed[self._begin[large]]]
-        freed = large[reusable[large] >= 0]
-        freed = freed[~is_seed[reusable[freed]]]
-        seedings = list_seedings(self._events)
-        # Per event: when, what, and of which block, segment or seeding.
-        when = np.concatenate(
-            [self._begin[new], reusable[freed], segments, [first for first, _ in seedings]]
-        )
-        what = np.concatenate(
-            [
-                np.full(len(new), ALLOC),
-                np.full(len(freed), FREE_COMPLETED),
-                kind[segments],
-                np.full(len(seedings), GOES_ON),
-            ]
-        )
-        which = np.concatenate([new, freed, segments, np.arange(len(seedings))])
-        # What frees a block may be the event that takes its address again: the free comes first.
-        order = np.lexsort((what == ALLOC, when)).astype(np.int64)
-        for action, number in zip(what[order].tolist(), which[order].tolist(), strict=True):
-            if action == GOES_ON:
-                self._begin_anew(large, *seedings[number])
-            else:
-                self._follow(action, number)
-        return self._size
-
-    def _follow(self, action: int, number: int) -> None:
-        """Follow an event of a block, or one of a segment."""
-        events, size, begin = self._events, self._size, self._begin
-        if action == ALLOC:
-            size[number] = self._take(int(events.address[begin[number]]), int(size[number]))
+def _measure(
+    events: Events, begin: Ints, reusable: Ints, rounded: Ints, settings: AllocatorSettings
+) -> Ints:
+    """Return the size of every block: of the large pool, what each took of the free memory."""
+    size = rounded.copy()
+    large = np.flatnonzero(size > SMALL_BYTES)
+    is_segment = (events.kind == SEGMENT_TAKEN) | (events.kind == SEGMENT_GIVEN)
+    if not is_segment.any():
+        return size
+    free = FreeMemory(settings)
+    seedings = list_seedings(events)
+    for action, number in _order(events, begin, reusable, large):
+        row = begin[number] if action in (ALLOC, FREE_COMPLETED) else number
+        start = int(events.address[row]) if action != GOES_ON else 0
+        if action == GOES_ON:
+            _place(free, events, begin, size, large, seedings[number])
+        elif action == ALLOC:
+            size[number] = free.take(start, int(size[number]))
         elif action == FREE_COMPLETED:
-            start = int(events.address[begin[number]])
-            self._give(start, start + int(size[number]))
+            free.give(start, start + int(size[number]))
         elif action == SEGMENT_TAKEN:
-            start = int(events.address[number])
-            self._open(start, start + int(events.size_bytes[number]))
+            free.open(start, start + int(events.size_bytes[number]))
         else:
-            self._close(int(events.address[number]))
+            free.close(start)
+    return size
 
-    def _begin_anew(self, large: Ints, first: int, after: int) -> None:
-        """Put seeded blocks into seeded segments; what lies between is free."""
-        for known in (self._end_of, self._start_of, self._borders):
-            known.clear()
-        address, kind = self._events.address, self._events.kind
-        begin = self._begin[large]
-        blocks = large[(begin >= first) & (begin < after)]
-        blocks = blocks[np.argsort(address[self._begin[blocks]], kind="stable")]
-        starts = address[self._begin[blocks]]
-        for row in (first + np.flatnonzero(kind[first:after] == SEGMENT_TAKEN)).tolist():
-            at = int(address[row])
-            end = at + int(self._events.size_bytes[row])
-            self._borders.add(at)
-            begins, ends = np.searchsorted(starts, [at, end]).tolist()
-            for position in range(begins, ends):
-                start, number = int(starts[position]), int(blocks[position])
-                self._add(at, start)
-                following = int(starts[position + 1]) if position + 1 < ends else end
-                rounded = int(self._size[number])
-                if not self._is_split(rounded, following - start):
-                    self._size[number] = max(following - start, rounded)
-                at = start + int(self._size[number])
-            self._add(at, end)
 
-    def _is_split(self, rounded: int, extent: int) -> bool:
-        return rounded < self._max_split_bytes and extent - rounded > SMALL_BYTES
+def _order(events: Events, begin: Ints, reusable: Ints, large: Ints) -> Iterator[tuple[int, int]]:
+    """Yield what happened to free memory, in order: what, and to which block, segment, seeding."""
+    kind, is_seed = events.kind, events.is_seed
+    is_segment = (kind == SEGMENT_TAKEN) | (kind == SEGMENT_GIVEN)
+    segments = np.flatnonzero(is_segment & ~is_seed)
+    new = large[~is_seed[begin[large]]]
+    freed = large[reusable[large] >= 0]
+    freed = freed[~is_seed[reusable[freed]]]
+    seedings = list_seedings(events)
+    when = np.concatenate([begin[new], reusable[freed], segments, [first for first, _ in seedings]])
+    what = np.concatenate(
+        [
+            np.full(len(new), ALLOC),
+            np.full(len(freed), FREE_COMPLETED),
+            kind[segments],
+            np.full(len(seedings), GOES_ON),
+        ]
+    )
+    which = np.concatenate([new, freed, segments, np.arange(len(seedings))])
+    # What frees a block may be the event that takes its address again: the free comes first.
+    order = np.lexsort((what == ALLOC, when)).astype(np.int64)
+    yield from zip(what[order].tolist(), which[order].tolist(), strict=True)
 
-    def _take(self, start: int, rounded: int) -> int:
-        end = self._end_of.get(start)
-        if end is None or end - start < rounded:  # not seen being free
-            return rounded
-        self._remove(start, end)
-        if self._is_split(rounded, end - start):
-            self._add(start + rounded, end)
-            return rounded
-        return end - start
 
-    def _give(self, start: int, end: int) -> None:
-        if start not in self._borders and (before := self._start_of.get(start)) is not None:
-            self._remove(before, start)
-            start = before
-        if end not in self._borders and (after := self._end_of.get(end)) is not None:
-            self._remove(end, after)
-            end = after
-        self._add(start, end)
-
-    def _open(self, start: int, end: int) -> None:
-        self._borders.add(start)
-        self._add(start, end)
-
-    def _close(self, start: int) -> None:
-        self._borders.discard(start)
-        if (end := self._end_of.get(start)) is not None:
-            self._remove(start, end)
-
-    def _add(self, start: int, end: int) -> None:
-        if start < end:
-            self._end_of[start] = end
-            self._start_of[end] = start
-
-    def _remove(self, start: int, end: int) -> None:
-        del self._end_of[start], self._start_of[end]
+def _place(
+    free: FreeMemory, events: Events, begin: Ints, size: Ints, large: Ints, seeds: tuple[int, int]
+) -> None:
+    """Put the blocks of a seeding into its segments, and their sizes into ``size``."""
+    first, after = seeds
+    blocks = large[(begin[large] >= first) & (begin[large] < after)]
+    blocks = blocks[np.argsort(events.address[begin[blocks]], kind="stable")]
+    rows = first + np.flatnonzero(events.kind[first:after] == SEGMENT_TAKEN)
+    begins = events.address[rows]
+    size[blocks] = free.begin_anew(
+        list(zip(begins.tolist(), (begins + events.size_bytes[rows]).tolist(), strict=True)),
+        list(zip(events.address[begin[blocks]].tolist(), size[blocks].tolist(), strict=True)),
+    )
