@@ -7,6 +7,7 @@ import polars as pl
 
 from attnprof.analysis.fits import TOTAL
 from attnprof.report.compare import Change
+from attnprof.vocabulary import Phase
 from attnprof_dashboard.data.digest import DeviceDigest
 
 
@@ -71,8 +72,11 @@ def _align_phases(first: DeviceDigest, second: DeviceDigest) -> list[tuple[str, 
     for digest in (first, second):
         whole = digest.peaks.filter((pl.col("category") == TOTAL) & (pl.col("layer") == ""))
         peaks.append(dict(whole.select("phase", "peak_bytes").iter_rows()))
+    known = {**peaks[0], **peaks[1]}
+    order = [phase.value for phase in Phase if phase.value in known]
     return [
-        (name, peaks[0].get(name, 0), peaks[1].get(name, 0)) for name in {**peaks[0], **peaks[1]}
+        (name, peaks[0].get(name, 0), peaks[1].get(name, 0))
+        for name in (*order, *(name for name in known if name not in order))
     ]
 
 

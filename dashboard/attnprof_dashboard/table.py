@@ -17,7 +17,8 @@ class Unit(Enum):
     TEXT = auto()
     """A word or a few; not broken over lines."""
     NAME = auto()
-    """The path of a module, or prose: it may be long."""
+    """The path of a module: it may be long."""
+    PROSE = auto()
     CATEGORY = auto()
     BYTES = auto()
     COUNT = auto()

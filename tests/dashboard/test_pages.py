@@ -15,6 +15,8 @@ from flask.testing import FlaskClient
 
 import attnprof
 from attnprof.growth import Growth
+from attnprof.units import format_bytes
+from attnprof.vocabulary import Phase
 from attnprof_dashboard.app import create_app
 from attnprof_dashboard.data.catalog import Catalog
 from attnprof_dashboard.pages import PAGES
@@ -70,6 +72,50 @@ def test_every_chart_can_be_saved(client: FlaskClient, page: Page) -> None:
         text = response.get_data(as_text=True)
         assert "<script src" not in text
         assert "<link" not in text
+
+
+def save(client: FlaskClient, address: str) -> str:
+    response = client.get(f"/export/{address}", headers=HOST)
+    assert response.status_code == 200, address
+    return response.get_data(as_text=True)
+
+
+def test_saved_page_says_what_the_page_says(client: FlaskClient, runs: Path) -> None:
+    text = save(client, "overview.html?run=train/eager")
+    peak = attnprof.load(runs / "train" / "eager").peak()
+    assert f"The peak was {format_bytes(peak.total_bytes)}" in text
+    assert f"{peak.total_bytes:,} B; peak:" in text
+    assert "Save page" not in text
+
+
+@pytest.mark.parametrize("name", ["ranks", "kv-cache"])
+def test_saved_page_says_why_there_is_nothing(client: FlaskClient, name: str) -> None:
+    assert 'class="message"' in save(client, f"{name}.html?run=train/eager")
+
+
+def test_saved_page_has_whole_tables(client: FlaskClient) -> None:
+    rows = read_csv(client, "layers/heatmap.csv?run=train/eager")
+    assert len(rows) > 50
+    text = save(client, "layers.html?run=train/eager")
+    assert text.count("<tr>") > len(rows)
+
+
+def test_sweep_is_no_run_and_says_so(client: FlaskClient) -> None:
+    assert "it is a sweep" in show(client, find_page("overview"), run="sweep")
+    assert "sweep is a sweep; choose a run." in show(
+        client, find_page("compare"), run="decode", other="sweep"
+    )
+
+
+def test_unknown_run_is_not_followed(client: FlaskClient) -> None:
+    assert "there is no run 'nowhere' here" in show(client, find_page("live"), run="nowhere")
+
+
+def test_phases_are_compared_in_their_order(client: FlaskClient) -> None:
+    rows = read_csv(client, "compare/phases.csv?run=train/eager&other=decode")
+    known = [phase.value for phase in Phase]
+    found = [known.index(row["phase"]) for row in rows]
+    assert found == sorted(found)
 
 
 def read_csv(client: FlaskClient, address: str) -> list[dict[str, str]]:

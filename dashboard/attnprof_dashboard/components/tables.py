@@ -67,6 +67,8 @@ def _show_cell(column: Column, value: Any) -> Component:
         return html.Td(label_category(str(value)))
     if column.unit is Unit.NAME:
         return html.Td(break_path(text), className="name")
+    if column.unit is Unit.PROSE:
+        return html.Td(text, className="prose")
     title = f"{value:,} bytes" if column.unit is Unit.BYTES and value is not None else None
     return html.Td(text, title=title, className="num" if column.is_number else "text")
 

@@ -78,8 +78,13 @@ def open_other(subject: Subject, key: str) -> tuple[DeviceDigest | None, str]:
     opened = state.current().store.open(key)
     if opened.digest is None:
         wait = "It is still being read; reload the page."
-        return None, wait if opened.is_pending else opened.error
-    return opened.digest.device(subject.device.name), ""
+        return (
+            None,
+            wait if opened.is_pending else opened.error or f"{key} is a sweep; choose a run.",
+        )
+    # Of a run that is shown on its main device the other's main one, whatever it is called.
+    is_main = subject.device.name == subject.digest.device_names[0]
+    return opened.digest.device("" if is_main else subject.device.name), ""
 
 
 def write_verdict(first: str, second: str, comparison: Comparison) -> str:

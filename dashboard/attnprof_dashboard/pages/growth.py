@@ -93,8 +93,9 @@ def find_growth(subject: Subject) -> tuple[GrowthDigest | None, str, str]:
         wanted = sweeps[0]
     opened = known.store.open(wanted, is_fresh=True)
     if opened.growth is None:
-        why = "It is still being read; reload the page." if opened.is_pending else opened.error
-        return None, wanted, why or f"{wanted} is no sweep."
+        if opened.is_pending:
+            return None, wanted, "It is still being read; reload the page."
+        return None, wanted, f"{opened.error}." if opened.error else f"{wanted} is no sweep."
     return opened.growth, wanted, ""
 
 
@@ -258,7 +259,7 @@ def _tabulate_walls(values: Mapping[str, Any]) -> Table:
         Column("capacity_bytes", Unit.BYTES),
         Column("longest", Unit.COUNT, "longest n"),
         Column("peak_bytes", Unit.BYTES, "peak there"),
-        Column("how", Unit.NAME),
+        Column("how", Unit.PROSE),
     )
     rows = []
     for one in values["capacities"]:

@@ -18,6 +18,7 @@ from attnprof_dashboard.data.digest import DeviceDigest, Digest
 from attnprof_dashboard.view import View
 
 SCHEME_COOKIE = "attnprof-theme"
+_NO_RUN = "it is a sweep: choose one of its runs, or see what they say together under Growth"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,10 @@ class Subject(Glance):
         return self.device.index.begin_ns
 
 
+def _name_devices(subject: "Subject") -> tuple[str, list[str]]:
+    return subject.device.name, subject.digest.device_names
+
+
 def _no_callbacks(app: Dash) -> None:
     """Register nothing."""
 
@@ -68,6 +73,8 @@ class Page:
     """Registers its callbacks."""
     needs_digest: bool = True
     """Else it takes a `Glance`, and shows runs before they were read."""
+    devices: Callable[[Subject], tuple[str, list[str]]] = field(default=_name_devices)
+    """Returns the device that is shown, and those that can be chosen."""
     draws_itself: bool = False
     """Its own callbacks bring it up to date; else all of it is drawn anew for another view."""
 
@@ -91,11 +98,10 @@ def open_subject(view: View, *, is_fresh: bool = True) -> Subject | Missing:
     known = state.current()
     entry = known.pick(view.run)
     if entry is None:
-        error = f"there is no run {view.run!r} here" if view.run else ""
-        return Missing(None, error)
+        return _miss(view)
     opened = known.store.open(entry.key, is_fresh=is_fresh)
     if opened.digest is None:
-        return Missing(entry, opened.error, opened.is_pending)
+        return Missing(entry, opened.error or _NO_RUN, opened.is_pending)
     device = opened.digest.device(view.device)
     return Subject(entry, view, read_scheme(), opened.digest, device)
 
@@ -103,7 +109,11 @@ def open_subject(view: View, *, is_fresh: bool = True) -> Subject | Missing:
 def glance_at(view: View) -> Glance | Missing:
     """Return the run that a view speaks of, unread."""
     entry = state.current().pick(view.run)
-    return Missing(None) if entry is None else Glance(entry, view, read_scheme())
+    return _miss(view) if entry is None else Glance(entry, view, read_scheme())
+
+
+def _miss(view: View) -> Missing:
+    return Missing(None, f"there is no run {view.run!r} here" if view.run else "")
 
 
 def open_for(page: Page, view: View, *, is_fresh: bool = True) -> Subject | Missing:
@@ -127,13 +137,13 @@ def render(page: Page, query: dict[str, Any]) -> Component:
         key = subject.entry.key if subject.entry is not None else view.run
         data: dict[str, Any] = {"page": page.name, "run": key, "devices": []}
     else:
-        warnings = _warnings(subject) if page.needs_digest else []
+        warnings = list_warnings(page, subject)
         # Without the id nobody draws it anew: its own callbacks do.
         named = {} if page.draws_itself else {"id": ids.BODY}
         body = [*warnings, html.Div(page.layout(subject), className="body", **named)]
-        data = {**asdict(view), "page": page.name, "run": subject.entry.key, "devices": []}
-        if page.needs_digest:
-            data["device"], data["devices"] = subject.device.name, subject.digest.device_names
+        device, devices = page.devices(subject)
+        data = {**asdict(view), "page": page.name, "run": subject.entry.key}
+        data |= {"device": device, "devices": devices}
     head = html.Div([html.H1(page.title), page_tools(page.name)], className="page-head")
     stores = [
         dcc.Store(id=ids.VIEW, data=data),
@@ -165,8 +175,10 @@ def _explain(missing: Missing) -> Component:
     return message("This run cannot be shown", missing.error, is_bad=True)
 
 
-def _warnings(subject: Subject) -> list[Component]:
+def list_warnings(page: Page, subject: Subject) -> list[Component]:
     """Return what must be known before anything on the page is believed."""
+    if not page.needs_digest:
+        return []
     entry = subject.entry
     if entry.status == DELETED:
         return [message("Deleted", "Its directory is gone; this is what was read before.")]
@@ -188,6 +200,6 @@ def _warnings(subject: Subject) -> list[Component]:
         return [message("Nothing was recorded", f"No tensor was made while attnprof watched.{why}")]
     if entry.status != Status.COMPLETED.value:
         text = entry.status.replace("_", " ")
-        why = f": {entry.reason}" if entry.reason else ""
-        return [message(text.capitalize() + why, "The numbers cover what ran until then.")]
+        why = f"{entry.reason.rstrip('.')}. " if entry.reason else ""
+        return [message(text.capitalize(), f"{why}The numbers cover what ran until then.")]
     return []
