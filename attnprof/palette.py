@@ -31,6 +31,13 @@ STACK: tuple[Category, ...] = tuple(COLOURS)
 """Bottom to top: what stays for the whole run first, what comes and goes last."""
 
 
+SERIES = ("#5f7fae", "#b8823a", "#5f8f72", "#9c7096", "#85888f", "#4f9a9e")
+"""What is no category (runs, levels, forms) is muted, so that it is not mistaken for one."""
+
+MORE, LESS = "#b8693a", "#5f7fae"
+"""A difference upwards and downwards; told apart by everybody."""
+
+
 def colour_of(category: str) -> str:
     """Return the colour of a category as ``#rrggbb``; of an unknown one, unattributed's."""
     try:

@@ -86,7 +86,7 @@ def _is_capped(requested_bytes: int, device_free_bytes: int) -> bool:
 
 def describe_state(history: DeviceHistory, at: int) -> MemoryState:
     """Return what was held once the event ``at`` had happened; of seeds, once all had."""
-    _, at = _find_seeds(history, at)
+    _, at = find_seeds(history, at)
     spans, held = map_memory(history, at)
     lives = history.lives
     is_allocated = (lives.end[held] < 0) | (lives.end[held] > at)
@@ -114,7 +114,7 @@ def map_memory(history: DeviceHistory, at: int) -> tuple[list[Span], Ints]:
         that other streams still use after the program let go of them are among these.
     """
     events, lives = history.events, history.lives
-    first, at = _find_seeds(history, at)
+    first, at = find_seeds(history, at)
     taken = lives.begin <= at
     held = np.flatnonzero(taken & ((lives.reusable < 0) | (lives.reusable > at)))
     spans = list(_list_segments(events, first, at).items())
@@ -123,7 +123,7 @@ def map_memory(history: DeviceHistory, at: int) -> tuple[list[Span], Ints]:
     return spans, held[np.argsort(events.address[lives.begin[held]], kind="stable")]
 
 
-def _find_seeds(history: DeviceHistory, at: int) -> tuple[int, int]:
+def find_seeds(history: DeviceHistory, at: int) -> tuple[int, int]:
     """Return where all that is there was last told, and the event, or the last of these seeds."""
     begin = 0
     for first, after in list_seedings(history.events):

@@ -10,6 +10,7 @@ from attnprof.store import RunWriter
 from attnprof.store.schema import BORN, FREED, RESIZED
 from attnprof.vocabulary import Status
 from attnprof_dashboard.data.live import LiveRun, LiveStore
+from attnprof_dashboard.data.live_device import OTHER
 
 
 def make_events(*rows: tuple[int, int, int, int]) -> dict[str, dict[str, list[object]]]:
@@ -52,6 +53,24 @@ def test_parameters_are_told_apart(runs: Path) -> None:
     assert peak is not None
     expected = attnprof.load(runs / "train" / "eager").peak().by_category()["parameters"]
     assert dict(peak.by_role)["parameters"] == expected
+
+
+def test_gradients_are_told_apart(writer: RunWriter) -> None:
+    ops: dict[str, dict[str, list[object]]] = {
+        "ops": {
+            "time_ns": [1, 2], "code": [0, 0], "scope": [-1, -1], "thread": [0, 0], "seq": [0, 0],
+            "node": [7, -2 - 0], "n_in": [1, 1], "n_out": [1, 1],  # the second accumulates
+        },
+        "operands": {"storage": [0, 1, 1, 2], "signature": [0] * 4},
+    }  # fmt: skip
+    events = make_events((0, BORN, 100, 1), (1, BORN, 30, 2), (2, BORN, 40, 3))
+    writer.commit({**DEVICES, **ops, **events})
+    live = LiveRun(writer.path)
+    live.update()
+    peak = live.devices["cpu"].peak
+    assert peak is not None
+    assert dict(peak.by_role) == {"gradients": 40, OTHER: 100 + 30}
+    writer.close(Status.COMPLETED)
 
 
 def test_only_what_was_added_is_read(writer: RunWriter) -> None:
@@ -133,7 +152,7 @@ def test_steps_that_are_only_counted_are_followed_too(writer: RunWriter) -> None
     device = live.devices["cpu"]
     assert live.steps == 2
     assert device.total_bytes == 160
-    assert device.by_role["only counted"] == 10
+    assert device.named["only counted"] == 10
     assert device.peak is not None
     assert (device.peak.time_ns, device.peak.total_bytes) == (20, 900)
     writer.commit(make_events((1, FREED, 0, 30)))

@@ -83,9 +83,10 @@ def test_names_are_no_markup_in_figures() -> None:
 
 
 def test_segments_hold_what_is_reserved(runs: Path) -> None:
-    frame = attnprof.load(runs / "train" / "eager").attribution.allocations
-    found = describe_allocator(frame)
+    run = attnprof.load(runs / "train" / "eager")
+    found = describe_allocator(run, "cpu", run.attribution.allocations)
     assert found is not None
+    assert not found["is_recorded"]
     segments = found["segments"]
     assert sum(s["size_bytes"] for s in segments) == found["reserved_peak_bytes"]
     assert max(found["reserved_bytes"]) == found["reserved_peak_bytes"]
@@ -104,6 +105,25 @@ def test_live_blocks_are_those_of_the_api(runs: Path, cache: Path) -> None:
     assert int(live["size_bytes"].sum()) == peak.total_bytes
     at = device.index.categories_at(np.array([device.peak_event]))
     assert {name: int(size[0]) for name, size in at.items() if size[0]} == peak.by_category()
+
+
+def test_instant_after_the_end_is_the_end(runs: Path, cache: Path) -> None:
+    digest = DigestStore(Catalog(runs), cache).open("decode").digest
+    assert digest is not None
+    device = digest.device()
+    last = device.live_at(len(device.index) - 1)
+    assert device.live_at(10**6).equals(last)
+    assert device.allocated_between(10**6, 10**7).is_empty()
+
+
+def test_peak_of_a_step_is_the_apis(runs: Path, cache: Path) -> None:
+    digest = DigestStore(Catalog(runs), cache).open("train/eager").digest
+    assert digest is not None
+    device = digest.device()
+    steps = attnprof.load(runs / "train" / "eager").steps
+    expected = dict(steps.select("step", "peak_bytes").iter_rows())
+    found = {step: int(device.index.total_bytes[e]) for step, e in device.peak_of_step.items()}
+    assert found == expected
 
 
 def test_blocks_between_two_instants_are_the_later_ones(runs: Path, cache: Path) -> None:

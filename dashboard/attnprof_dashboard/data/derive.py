@@ -27,7 +27,7 @@ from attnprof_dashboard.data.outlook import describe_outlook
 from attnprof_dashboard.data.segment_map import describe_allocator
 from attnprof_dashboard.data.timeline_index import Changes, write_index
 
-FORMAT = 5
+FORMAT = 6
 """Raised when the derived files change; older ones are then derived anew."""
 
 FACTS_FILE = "facts.json"
@@ -109,7 +109,16 @@ def _derive_device(run: Run, device: str, folder: Path) -> dict[str, Any]:
         "categories": categories,
         "blocks": len(frame),
         "summary": said,
-        "allocator": describe_allocator(frame),
+        "allocator": describe_allocator(run, device, frame),
+        "counters": [
+            {
+                "counter": r.counter,
+                "replayed_bytes": r.replayed_bytes,
+                "counted_bytes": r.counted_bytes,
+            }
+            for r in run.reconciliation()
+            if r.device == device
+        ],
         "inferred": _sum_by(frame.filter(~pl.col("exact")), "category"),
         "unattributed": _sum_by(
             frame.filter(pl.col("category").cast(pl.String) == Category.UNATTRIBUTED.value), "op"

@@ -82,6 +82,12 @@ class DeviceDigest:
         """Stretches of one phase: columns phase, begin_ns, end_ns."""
         return _read_frame(self._folder / "spans.arrow")
 
+    @cached_property
+    def phases(self) -> list[str]:
+        """The phases that occur."""
+        found: list[str] = self.spans["phase"].unique().to_list()
+        return found
+
     def spans_between(self, begin_ns: int, end_ns: int, most: int) -> list[tuple[str, int, int]]:
         """Return the stretches of one phase between two times; none if there are more than most."""
         first = int(self.spans["end_ns"].search_sorted(begin_ns, "right"))
@@ -98,16 +104,22 @@ class DeviceDigest:
         """The event of most live bytes; -1 if there are no events."""
         return self.index.peak()
 
-    @cached_property
+    @property
     def step_peaks(self) -> list[int]:
-        """Per step the event of its most live bytes."""
+        """The events of most live bytes of the steps, in order of time."""
+        return sorted(set(self.peak_of_step.values()))
+
+    @cached_property
+    def peak_of_step(self) -> dict[int, int]:
+        """Per number of a step the event of its most live bytes."""
         if self.steps.is_empty():
-            return []
+            return {}
         begins = np.searchsorted(self.index.time_ns, self.steps["begin_ns"].to_numpy(), "left")
         begins[:1] = 0
         ends = np.append(begins[1:], len(self.index))
         found = [self.index.peak(b, e) for b, e in zip(begins.tolist(), ends.tolist(), strict=True)]
-        return sorted({event for event in found if event >= 0})
+        numbers = self.steps["step"].to_list()
+        return {n: event for n, event in zip(numbers, found, strict=True) if event >= 0}
 
     @cached_property
     def _blocks(self) -> pa.Table:
@@ -125,7 +137,7 @@ class DeviceDigest:
         """Return the blocks live after an event, largest first, as `Run.allocations` has them."""
         if event < 0 or not len(self.index):
             return self._take(np.zeros(0, np.int64))
-        position = int(self.index.position[event])
+        position = int(self.index.position[min(event, len(self.index) - 1)])
         begun = int(np.searchsorted(self._start, np.int64(position), "right"))
         return self._take(np.flatnonzero(self._end[:begun] > position))
 
@@ -135,7 +147,8 @@ class DeviceDigest:
         live = self.live_at(second)
         if first < 0:
             return live
-        return live.filter(pl.col("start") > int(self.index.position[first]))
+        position = int(self.index.position[min(first, len(self.index) - 1)])
+        return live.filter(pl.col("start") > position)
 
     def blocks_of(self, layer: str) -> pl.DataFrame:
         """Return the blocks of a layer and of the modules inside it."""

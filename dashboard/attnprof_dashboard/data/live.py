@@ -2,7 +2,9 @@
 
 The journal says how much of each table is whole; only that is read, from the files, without any
 lock. The program that writes does not notice. Categories need the whole run; until then bytes are
-told apart by what the program itself says of them (parameters, gradients, optimizer state).
+told apart by what the program itself says of them (parameters, gradients, optimizer state). How
+many bytes there are is told by the allocator's history where there is one, else by the storages
+that were seen.
 """
 
 import json
@@ -10,90 +12,27 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from attnprof.attribution.blocks import CUDA_BLOCK_BYTES
 from attnprof.store.schema import FREED, JOURNAL_FILE, OPTIMIZER_END, STEP, TABLES, TABLES_DIR
 from attnprof.vocabulary import Role
+from attnprof_dashboard.data.live_allocator import LiveAllocator, Total, read_events
+from attnprof_dashboard.data.live_device import OTHER, Device
 
-WINDOW_SECONDS = 120.0
-_BIN_NS = 100_000_000
-"""What is kept of the past: the extremes of every tenth of a second."""
-_MOST_BINS = int(WINDOW_SECONDS * 1e9) // _BIN_NS
 _MOST_FOLLOWED = 4
-_OTHER = "activations and all else"
-_COUNTED = "only counted"
-"""What the allocator counted at the end of a step that was not recorded, beyond what is known."""
+_GRADIENTS = "gradients"
 _NAMES = {
     Role.PARAMETER.value: "parameters",
     Role.BUFFER.value: "buffers",
-    Role.GRADIENT.value: "gradients",
+    Role.GRADIENT.value: _GRADIENTS,
     Role.OPTIMIZER_STATE.value: "optimizer_state",
     Role.INPUT.value: "inputs",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Instant:
-    """Live bytes at a time."""
-
-    time_ns: int
-    total_bytes: int
-    by_role: tuple[tuple[str, int], ...]
-    """They sum to the total."""
-
-
-@dataclass(slots=True)
-class Device:
-    """One device's live bytes, as far as the run was written."""
-
-    total_bytes: int = 0
-    by_role: dict[str, int] = field(default_factory=dict)
-    peak: Instant | None = None
-    """The highest instant since the run began: exact, whatever the window shows."""
-    bins: OrderedDict[int, tuple[Instant, Instant]] = field(default_factory=OrderedDict)
-    """Per tenth of a second its lowest and highest instant."""
-
-    def change(self, time_ns: int, role: str, size_bytes: int) -> None:
-        """Take note that bytes came or, if negative, went."""
-        self.total_bytes += size_bytes
-        self.by_role[role] = self.by_role.get(role, 0) + size_bytes
-        lowest, highest = self.bins.get(time_ns // _BIN_NS, (None, None))
-        is_low = lowest is None or self.total_bytes < lowest.total_bytes
-        is_high = highest is None or self.total_bytes > highest.total_bytes
-        if not (is_low or is_high):
-            return
-        now = Instant(time_ns, self.total_bytes, tuple(sorted(self.by_role.items())))
-        self.bins[time_ns // _BIN_NS] = (
-            now if is_low or lowest is None else lowest,
-            now if is_high or highest is None else highest,
-        )
-        if self.peak is None or self.total_bytes > self.peak.total_bytes:
-            self.peak = now
-        while len(self.bins) > _MOST_BINS:
-            self.bins.popitem(last=False)
-
-    def count(self, time_ns: int, total_bytes: int, peak_bytes: int) -> None:
-        """Take note of what the allocator counted by the end of a step that was not recorded.
-
-        Args:
-            time_ns: When the step ended.
-            total_bytes: What was live then.
-            peak_bytes: The most that was live in it; -1 if that is not known.
-        """
-        if peak_bytes > (self.peak.total_bytes if self.peak else 0):
-            self.peak = Instant(time_ns, peak_bytes, ((_COUNTED, peak_bytes),))
-        self.change(time_ns, _COUNTED, total_bytes - self.total_bytes)
-
-    def instants(self, since_ns: int) -> list[Instant]:
-        """Return the extremes of the window, in order of time."""
-        pairs = [pair for at, pair in self.bins.items() if (at + 1) * _BIN_NS > since_ns]
-        found = {instant.time_ns: instant for pair in pairs for instant in pair}
-        return [found[time_ns] for time_ns in sorted(found)]
 
 
 class LiveRun:
@@ -111,6 +50,12 @@ class LiveRun:
         """Per live storage its bytes, device and role."""
         self._roles: dict[int, str] = {}
         self._names: list[str] = []
+        self._allocators: dict[str, LiveAllocator] = {}
+        """Per device whose allocator tells its history."""
+        self._clocks: dict[str, int] = {}
+        """Per such device, what its allocator's clock is behind ours."""
+        self._said: list[tuple[int, str, str, int]] = []
+        """Of the commit that is read: time, device, role and bytes of its storages."""
         self.devices: dict[str, Device] = {}
         self.is_behind = False
         """There is more to read than there was time for."""
@@ -158,26 +103,89 @@ class LiveRun:
             self._journal += len(line) + 1  # only once its commit was taken
 
     def _take_commit(self, good: dict[str, int]) -> None:
-        for batch in self._batches("devices", good):
+        for batch in self._columns("devices", good):
             self._names += batch["name"]
-        for batch in self._batches("identities", good):
+        totals = self._take_allocators(good)
+        for batch in self._columns("identities", good):
             for storage, role in zip(batch["storage"], batch["role"], strict=True):
-                self._identify(storage, _NAMES.get(role, _OTHER))
-        for batch in self._batches("storage_events", good):
+                self._identify(storage, _NAMES.get(role, OTHER))
+        for storage in self._find_gradients(good):
+            self._identify(storage, _GRADIENTS)
+        for batch in self._columns("storage_events", good):
             self._take_events(batch)
-        for batch in self._batches("marks", good):
+        self._merge(totals)
+        for batch in self._columns("marks", good):
             self._ends.update(batch["kind"])
-        for batch in self._batches("counted_steps", good):
+        for batch in self._columns("counted_steps", good):
             self._counted.update(batch["step"])
             for number, *counted in zip(*(batch[name] for name in _COUNTERS), strict=True):
                 self.devices.setdefault(self._names[number], Device()).count(*counted)
                 self.last_ns = max(self.last_ns, counted[0])
-        for batch in self._batches("samples", good):
+        for batch in self._columns("samples", good):
             for device, *sizes in zip(*(batch[name] for name in _SAMPLE), strict=True):
                 self.samples[device] = dict(zip(_SAMPLE[1:], sizes, strict=True))
 
-    def _batches(self, name: str, good: dict[str, int]) -> Iterator[dict[str, list[Any]]]:
+    def _take_allocators(self, good: dict[str, int]) -> dict[str, list[Total]]:
+        """Return what the allocators' histories say of each device, on their own clocks."""
+        totals: dict[str, list[Total]] = {}
+        for batch in self._columns("allocator_events", good):
+            for number in sorted(set(batch["device"])):
+                name = self._names[number]
+                if name not in self._allocators:
+                    self._allocators[name] = LiveAllocator.of(self._path)
+                events = read_events(batch, number)
+                totals.setdefault(name, []).extend(self._allocators[name].take(events))
+                self.events += len(events)
+        return totals
+
+    def _find_gradients(self, good: dict[str, int]) -> list[int]:
+        """Return the storages that autograd stored as the gradients of parameters."""
+        ops = pa.Table.from_batches(list(self._batches("ops", good)), TABLES["ops"])
+        operands = pa.Table.from_batches(list(self._batches("operands", good)), TABLES["operands"])
+        node, n_in, n_out = (ops[name].to_numpy() for name in ("node", "n_in", "n_out"))
+        counts = n_in.astype(np.int64) + n_out
+        first = np.cumsum(counts) - counts + n_in  # rows of a commit belong to its own ops
+        rows = [
+            row
+            for op in np.flatnonzero(node <= -2).tolist()
+            for row in range(first[op], first[op] + n_out[op])
+        ]
+        found: list[int] = operands["storage"].to_numpy()[rows].tolist()
+        return found
+
+    def _merge(self, totals: dict[str, list[Total]]) -> None:
+        """Bring what allocators and what the program say of a device into one order."""
+        said, self._said = self._said, []
+        for name, own in totals.items():
+            roles = [(at, role, size) for at, device, role, size in said if device == name]
+            times = [at for at, _ in own if at]
+            if name not in self._clocks and times:
+                self._clocks[name] = max((at for at, _, _ in roles), default=times[-1]) - times[-1]
+            clock = self._clocks.get(name, 0)
+            # Seeds alone have no time: nothing else happened.
+            placed = [(at + clock if at else self.last_ns, "", total) for at, total in own]
+            device = self.devices.setdefault(name, Device())
+            for at, role, size in sorted([*roles, *placed], key=lambda change: change[0]):
+                if role:
+                    device.name(role, size)
+                    continue
+                device.hold(at, size)
+                self._see(at)
+        for _, name, role, size in said:
+            if name not in totals:
+                self.devices.setdefault(name, Device()).name(role, size)
+
+    def _see(self, time_ns: int) -> None:
+        self.begin_ns = time_ns if self.begin_ns is None else min(self.begin_ns, time_ns)
+        self.last_ns = max(self.last_ns, time_ns)
+
+    def _columns(self, name: str, good: dict[str, int]) -> Iterator[dict[str, list[Any]]]:
         """Yield the columns of the batches of a table that were added."""
+        for batch in self._batches(name, good):
+            yield batch.to_pydict()
+
+    def _batches(self, name: str, good: dict[str, int]) -> Iterator[pa.RecordBatch]:
+        """Yield the batches of a table that were added."""
         begin, end = self._read.get(name, 0), good.get(name, 0)
         if end <= begin:
             return
@@ -196,7 +204,7 @@ class LiveRun:
                     break
                 count += 1
                 if message.type == "record batch":
-                    yield pa.ipc.read_record_batch(message, TABLES[name]).to_pydict()
+                    yield pa.ipc.read_record_batch(message, TABLES[name])
             if not count:
                 raise ValueError(f"{file} is damaged from byte {begin} on")
         self._read[name] = end
@@ -207,28 +215,35 @@ class LiveRun:
         if known is None or known[2] == role:
             return
         size, name, before = known
-        device = self.devices[name]
-        device.by_role[before] -= size
-        device.by_role[role] = device.by_role.get(role, 0) + size
+        self.devices[name].name(before, -size)
+        self.devices[name].name(role, size)
         self._live[storage] = size, name, role
 
     def _take_events(self, batch: dict[str, list[Any]]) -> None:
         columns = (batch[name] for name in ("storage", "kind", "size_bytes", "device", "time_ns"))
         for storage, kind, size, number, time_ns in zip(*columns, strict=True):
             self.events += 1
-            self.begin_ns = time_ns if self.begin_ns is None else self.begin_ns
-            self.last_ns = max(self.last_ns, time_ns)
+            self._see(time_ns)
             known = self._live.pop(storage, None)
             if known is not None:  # it is freed, or has another size from now on
-                self.devices[known[1]].change(time_ns, known[2], -known[0])
+                self._change(time_ns, known[1], known[2], -known[0])
             if kind == FREED:
                 self._roles.pop(storage, None)
                 continue
             name = self._names[number] if 0 <= number < len(self._names) else "cpu"
-            role = self._roles.get(storage, _OTHER)
+            role = self._roles.get(storage, OTHER)
             taken = -(-size // CUDA_BLOCK_BYTES) * CUDA_BLOCK_BYTES if "cuda" in name else size
             self._live[storage] = taken, name, role
-            self.devices.setdefault(name, Device()).change(time_ns, role, taken)
+            self._change(time_ns, name, role, taken)
+
+    def _change(self, time_ns: int, name: str, role: str, size_bytes: int) -> None:
+        """Take note of a storage; of the total, only where no allocator speaks of it."""
+        if name in self._allocators:
+            self._said.append((time_ns, name, role, size_bytes))
+            return
+        device = self.devices.setdefault(name, Device())
+        device.name(role, size_bytes)
+        device.change(time_ns, size_bytes)
 
 
 _SAMPLE = ("device", "process_bytes", "used_bytes", "total_bytes")

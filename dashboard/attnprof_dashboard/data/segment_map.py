@@ -1,7 +1,7 @@
-"""What CUDA's caching allocator would hold for a run: segments, and what is in them.
+"""What CUDA's caching allocator holds for a run: segments, and what is in them.
 
-Replayed by `attnprof.analysis.allocator`, from the sizes and the order of a run's blocks. A run on
-the CPU has no such allocator; the page says that this is what CUDA's would do.
+From the allocator's own history where the run has one. Else replayed by
+`attnprof.analysis.allocator`, from the sizes and the order of the run's blocks; the page says so.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +14,13 @@ import polars as pl
 from attnprof.analysis.allocator import simulate_allocator
 from attnprof.analysis.allocator.blocks import Block
 from attnprof.analysis.allocator.engine import CachingAllocator
+from attnprof.analysis.allocator.settings import AllocatorSettings
+from attnprof.run import Run
+from attnprof_dashboard.data.recorded_map import (
+    describe_failure,
+    describe_history,
+    find_history,
+)
 
 MOST_EVENTS = 1_500_000
 """All replays together take about ten seconds for so many: longer runs have none."""
@@ -36,20 +43,39 @@ class MappedAllocator(CachingAllocator):
                 yield chain
 
 
-def describe_allocator(frame: pl.DataFrame) -> dict[str, Any] | None:
-    """Return what the allocator would do with the blocks of one device.
+def describe_allocator(run: Run, device: str, frame: pl.DataFrame) -> dict[str, Any] | None:
+    """Return what the allocator did, or would do, with the blocks of one device.
 
     Args:
-        frame: The device's blocks, as `Attribution.allocations` has them.
+        run: The run.
+        device: The device.
+        frame: Its blocks, as `Attribution.allocations` has them.
 
     Returns:
-        Values that JSON knows: ``reserved_bytes``, ``allocated_bytes`` and ``requested_bytes`` by
-        ``position`` (thinned out, the peak of what is reserved kept), the ``segments`` at that
-        peak, and what replays with less memory ``died_of``. None if the run is too long.
+        Values that JSON knows: whether it ``is_recorded``; ``reserved_bytes``, ``allocated_bytes``
+        and ``requested_bytes`` by ``position`` (thinned out, the peak of what is reserved kept);
+        the ``segments`` at ``segments_position``; the request that failed, as ``failure``; and what
+        replays with less memory ``died_of``. None if there is no history, and the run is too long
+        for a replay.
     """
     needing = frame.filter(pl.col("requested_bytes") > 0)
-    if not len(needing) or 2 * len(needing) > MOST_EVENTS:
+    is_short = 0 < 2 * len(needing) <= MOST_EVENTS
+    history = find_history(run, device)
+    if history is None and not is_short:
         return None
+    settings = AllocatorSettings() if history is None else history.settings
+    found = _simulate(needing) if history is None else describe_history(history, frame)
+    reserved = found["reserved_peak_bytes"]
+    return {
+        **found,
+        "is_recorded": history is not None,
+        "failure": describe_failure(run.out_of_memory(), device),
+        "died_of": _replay_with_less(needing, reserved, settings) if is_short else [],
+    }
+
+
+def _simulate(needing: pl.DataFrame) -> dict[str, Any]:
+    """Return what CUDA's allocator would do with its default settings."""
     whole = simulate_allocator(needing)
     picked = _pick(whole.reserved_bytes - whole.requested_bytes, whole.reserved_bytes)
     names = ("reserved_bytes", "allocated_bytes", "requested_bytes")
@@ -57,12 +83,11 @@ def describe_allocator(frame: pl.DataFrame) -> dict[str, Any] | None:
         "position": whole.positions[picked].tolist(),
         **{name: getattr(whole, name)[picked].tolist() for name in names},
         "reserved_peak_bytes": whole.reserved_peak_bytes,
-        "reserved_peak_position": whole.reserved_peak_position,
         "allocated_peak_bytes": whole.allocated_peak_bytes,
+        "segments_position": whole.reserved_peak_position,
         "largest_free_block_bytes": whole.largest_free_block_bytes,
         "inactive_split_bytes": whole.inactive_split_bytes,
         "segments": _map_segments(needing, whole.reserved_peak_position),
-        "died_of": _replay_with_less(needing, whole.reserved_peak_bytes),
     }
 
 
@@ -122,12 +147,15 @@ def _describe_segment(chain: Sequence[Block], owners: dict[int, str]) -> dict[st
     }
 
 
-def _replay_with_less(frame: pl.DataFrame, reserved_bytes: int) -> list[dict[str, Any]]:
-    """Return what the run dies of with less memory than it would reserve."""
+def _replay_with_less(
+    frame: pl.DataFrame, reserved_bytes: int, settings: AllocatorSettings
+) -> list[dict[str, Any]]:
+    """Return what the run dies of with less memory than it reserves."""
     found: list[dict[str, Any]] = []
     for share in _CAPACITIES:
         capacity = int(share * reserved_bytes)
-        failed = simulate_allocator(frame, capacity_bytes=capacity).out_of_memory
+        simulated = simulate_allocator(frame, settings=settings, capacity_bytes=capacity)
+        failed = simulated.out_of_memory
         if failed is None:
             found.append({"capacity_bytes": capacity, "position": None})
             continue

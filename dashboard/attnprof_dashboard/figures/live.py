@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from attnprof.palette import COLOURS, colour_of, stack_order
 from attnprof.report.drawing import find_ticks
 from attnprof.units import format_bytes
-from attnprof_dashboard.data.live import Instant
+from attnprof_dashboard.data.live_device import Instant
 from attnprof_dashboard.figures.theme import choose_unit, new_figure
 
 _OTHER_COLOUR = "#8f9be3"
@@ -56,7 +56,7 @@ def draw_live(
             y=peak.total_bytes / unit,
             line_width=1,
             line_dash="dash",
-            annotation_text=f"highest so far {format_bytes(peak.total_bytes)}",
+            annotation_text=f"peak {format_bytes(peak.total_bytes)}",
             annotation_position="top left",
         )
     ticks = find_ticks(max(top, 1))

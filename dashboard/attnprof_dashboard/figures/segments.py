@@ -5,7 +5,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from attnprof.palette import colour_of, stack_order
+from attnprof.palette import SERIES, colour_of, stack_order
 from attnprof.units import format_bytes
 from attnprof_dashboard.figures.theme import choose_unit, new_figure
 
@@ -69,14 +69,18 @@ def draw_reserved(
     """
     figure = new_figure(scheme, height=320)
     unit, word = choose_unit(max((v for values in levels.values() for v in values), default=1))
-    colours = ("#5f6670", "#1f77e6", "#b5a8ae")
-    for (name, values), colour in zip(levels.items(), colours, strict=False):
+    styles: tuple[dict[str, Any], ...] = (
+        {"width": 2},
+        {"width": 2, "color": SERIES[0]},
+        {"width": 1.5, "color": SERIES[1], "dash": "dot"},
+    )
+    for (name, values), style in zip(levels.items(), styles, strict=False):
         figure.add_scatter(
             x=list(seconds),
             y=[value / unit for value in values],
             name=name,
             mode="lines",
-            line={"shape": "hv", "width": 2, "color": colour},
+            line={"shape": "hv", **style},
             customdata=[format_bytes(value) for value in values],
             hovertemplate="<b>%{customdata}</b>",
         )

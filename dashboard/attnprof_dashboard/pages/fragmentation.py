@@ -8,11 +8,10 @@ from dash.development.base_component import Component
 
 from attnprof.report.verdict import format_share
 from attnprof.units import format_bytes
-from attnprof.vocabulary import Status
 from attnprof_dashboard.chart import Chart
 from attnprof_dashboard.components.cards import chart_card, message, tile, tiles
 from attnprof_dashboard.data.segment_map import MOST_EVENTS
-from attnprof_dashboard.figures.segments import draw_reserved, draw_segments
+from attnprof_dashboard.figures.segments import MOST_SEGMENTS, draw_reserved, draw_segments
 from attnprof_dashboard.pages.overview import OUTSIDE
 from attnprof_dashboard.pages.page import Page, Subject
 from attnprof_dashboard.table import Column, Table, Unit
@@ -30,18 +29,22 @@ def layout(subject: Subject) -> Component:
     if found is None:
         return message("No segments", _explain_none(subject))
     cards = [chart_card(chart, "fragmentation") for chart in charts(subject)]
-    return html.Div([_say_how(subject), _tiles(found), *cards])
+    head = [_say_how(subject, found)]
+    if found["failure"] is not None:
+        head.append(_explain_failure(found["failure"]))
+    return html.Div([html.Div(head, className="stacked"), _tiles(found), *cards])
 
 
 def charts(subject: Subject) -> list[Chart]:
-    """Return what is reserved over time, the segments, and what less memory would end with."""
+    """Return what is reserved over time, the segments, who held what, and the ends with less."""
     found = subject.device.facts["allocator"]
     if found is None:
         return []
     return [
         _draw_reserved(subject, found),
         _draw_segments(subject, found),
-        _list_ends(subject, found),
+        *([_list_holders(found["failure"])] if found["failure"] is not None else []),
+        *([_list_ends(subject, found)] if found["died_of"] else []),
     ]
 
 
@@ -54,22 +57,39 @@ def _explain_none(subject: Subject) -> str:
     )
 
 
-def _say_how(subject: Subject) -> Component:
-    """Say where the numbers come from: the allocator is simulated, and on what."""
+def _say_how(subject: Subject, found: dict[str, Any]) -> Component:
+    """Say where the numbers come from."""
+    if found["is_recorded"]:
+        return message(
+            "Recorded",
+            "The history that CUDA's caching allocator kept of itself on "
+            f"{subject.device.name}: every segment and every block.",
+        )
     text = (
-        "Simulated: the run's own requests, replayed in order through CUDA's caching allocator "
-        "with its default settings, on one stream. "
+        "The run's own requests, replayed in order through CUDA's caching allocator with its "
+        "default settings, on one stream."
     )
     if subject.device.name == "cpu":
-        text += "The run itself was on the CPU, which has no such allocator."
-    parts: list[Component] = [message("What this shows", text)]
-    if subject.entry.status == Status.OUT_OF_MEMORY.value:
-        parts.append(message("The run ran out of memory", subject.entry.reason, is_bad=True))
-    return html.Div(parts, className="stacked")
+        text += " The run itself was on the CPU, which has no such allocator."
+    return message("Simulated", text)
+
+
+def _explain_failure(failure: dict[str, Any]) -> Component:
+    lines = [part for line in failure["sentences"] for part in (line, html.Br())]
+    return message("What it ran out of", *lines[:-1], is_bad=True)
 
 
 def _tiles(found: dict[str, Any]) -> Component:
     reserved, allocated = found["reserved_peak_bytes"], found["allocated_peak_bytes"]
+    failure = found["failure"]
+    if failure is not None:
+        return tiles(
+            tile(format_bytes(failure["requested_bytes"]), "asked for, in vain"),
+            tile(format_bytes(failure["largest_free_block_bytes"]), "the largest free block then"),
+            tile(format_bytes(failure["free_bytes"]), "free in all pieces together"),
+            tile(format_bytes(failure["device_free_bytes"]), "free on the device beside them"),
+            tile(format_bytes(reserved), "reserved at most"),
+        )
     lost = reserved - allocated
     return tiles(
         tile(format_bytes(reserved), "reserved at most"),
@@ -120,13 +140,29 @@ def _draw_segments(subject: Subject, found: dict[str, Any]) -> Chart:
          s["is_small"]]
         for number, s in enumerate(found["segments"])
     ]  # fmt: skip
-    at = _seconds(subject, [found["reserved_peak_position"]])[0]
+    at = _seconds(subject, [found["segments_position"]])[0]
+    when = "when most was reserved" if found["failure"] is None else "when the request failed"
+    count = len(rows)
+    which = f"the {MOST_SEGMENTS} largest of {count}" if count > MOST_SEGMENTS else "largest first"
     why = (
-        f"At {at:.6f} s, when most was reserved: a row per segment, the largest first. Pale is "
-        "free, and can serve nothing larger than itself."
+        f"At {at:.6f} s, {when}: a row per segment, {which}. Pale is free, and can serve nothing "
+        "larger than itself."
     )
     figure = draw_segments(found["segments"], scheme=subject.scheme)
     return Chart("segments", "Segments", why, Table(columns, rows), figure)
+
+
+def _list_holders(failure: dict[str, Any]) -> Chart:
+    columns = (
+        Column("layer", Unit.NAME),
+        Column("category", Unit.CATEGORY),
+        Column("size_bytes", Unit.BYTES, "bytes"),
+        Column("share", Unit.SHARE),
+    )
+    total = failure["total_bytes"] or 1
+    rows = [[layer or OUTSIDE, name, s, s / total] for layer, name, s in failure["holders"]]
+    why = "Every byte that was live when the request failed."
+    return Chart("holders", "Who held the memory", why, Table(columns, rows))
 
 
 def _list_ends(subject: Subject, found: dict[str, Any]) -> Chart:
@@ -153,8 +189,8 @@ def _list_ends(subject: Subject, found: dict[str, Any]) -> Chart:
             + [end["category"], end["layer"] or OUTSIDE, end["op"]]
         )
     why = (
-        "The same requests with less memory than was reserved: the first one that fails, what the "
-        "device has left, and what the allocator has free in pieces that are of no use to it."
+        "Simulated: the same requests with less memory than was reserved. The first one that "
+        "fails, what the device has left, and what is free in pieces that are of no use."
     )
     return Chart("ends", "What it would die of with less", why, Table(columns, rows))
 

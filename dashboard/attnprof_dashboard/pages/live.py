@@ -13,7 +13,8 @@ from attnprof.vocabulary import Status
 from attnprof_dashboard import ids, state
 from attnprof_dashboard.chart import Chart
 from attnprof_dashboard.components.cards import chart_card, message, tile, tiles
-from attnprof_dashboard.data.live import WINDOW_SECONDS, Device, Instant, LiveRun
+from attnprof_dashboard.data.live import LiveRun
+from attnprof_dashboard.data.live_device import WINDOW_SECONDS, Device, Instant
 from attnprof_dashboard.figures.live import draw_live
 from attnprof_dashboard.pages.page import Glance, Missing, Page, glance_at
 from attnprof_dashboard.table import Column, Table, Unit
@@ -72,6 +73,16 @@ def follow(glance: Glance) -> tuple[LiveRun, Device] | str:
     return run, run.devices.get(glance.view.device) or _choose_device(run)
 
 
+def name_devices(glance: Glance) -> tuple[str, list[str]]:
+    """Return the name of the device that is shown, and of all."""
+    found = follow(glance)
+    if isinstance(found, str):
+        return "", []
+    run, shown = found
+    names = list(run.devices)
+    return next((name for name in names if run.devices[name] is shown), ""), names
+
+
 def _choose_device(run: LiveRun) -> Device:
     """Return the GPU that held most, or else the CPU."""
     gpus = [device for name, device in run.devices.items() if name not in ("cpu", "meta")]
@@ -82,9 +93,11 @@ def _choose_device(run: LiveRun) -> Device:
 def say(glance: Glance, run: LiveRun, device: Device) -> list[Component]:
     """Return how the run stands, and the figures above the picture."""
     status = glance.entry.status.replace("_", " ")
+    is_over = glance.entry.status != Status.RECORDING.value
     peak = device.peak
     begin = run.begin_ns or 0
-    where = f"highest so far, at {(peak.time_ns - begin) / 1e9:.1f} s" if peak else "highest so far"
+    highest = "the peak" if is_over else "highest so far"
+    where = f"{highest}, at {(peak.time_ns - begin) / 1e9:.1f} s" if peak else highest
     size, headroom = _describe_headroom(run, device)
     behind = " Catching up with what was written before." if run.is_behind else ""
     seconds = (run.last_ns - begin) / 1e9
@@ -95,7 +108,7 @@ def say(glance: Glance, run: LiveRun, device: Device) -> list[Component]:
             className="readout live-said",
         ),
         tiles(
-            tile(format_bytes(device.total_bytes), "live now"),
+            tile(format_bytes(device.total_bytes), "live at the end" if is_over else "live now"),
             tile(format_bytes(peak.total_bytes if peak else 0), where),
             tile(size, headroom),
             tile(f"{run.steps:,}", "steps ended"),
@@ -132,7 +145,7 @@ def _tabulate(instants: Sequence[Instant], begin_ns: int) -> Table:
     columns = (
         Column("seconds", Unit.SECONDS),
         Column("total_bytes", Unit.BYTES),
-        *(Column(f"{name}", Unit.BYTES) for name in names),
+        *(Column(f"{name.replace(' ', '_')}_bytes", Unit.BYTES) for name in names),
     )
     rows = []
     for instant in instants:
@@ -174,5 +187,6 @@ PAGE = Page(
     charts,
     register,
     needs_digest=False,
+    devices=name_devices,
     draws_itself=True,
 )

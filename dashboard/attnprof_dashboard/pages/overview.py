@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import dash_mantine_components as dmc
 import numpy as np
 from dash import html
 from dash.development.base_component import Component
@@ -20,6 +19,7 @@ from attnprof_dashboard.table import Column, Table, Unit
 
 _BINS = 300
 _MOST_HOLDERS = 10
+_PEAK_COUNTER = "allocated_bytes.all.peak"
 OUTSIDE = "(no module)"
 """What a block is said to belong to when no module made it."""
 
@@ -69,16 +69,13 @@ def _tiles(subject: Subject) -> Component:
     total, quadratic = peak["total_bytes"], peak["quadratic_bytes"]
     unattributed = peak["unattributed_bytes"]
     layer = peak["layer"] or OUTSIDE
-    fused = next((a for a in subject.summary["advice"] if a["kind"] == "fused_attention"), None)
-    if fused is not None:
-        if_fused = format_bytes(fused["new_peak_bytes"])
-        saved = f"peak if fused: {format_bytes(fused['saves_bytes'])} less"
-    else:
-        if_fused, saved = "–", "peak if fused: no attention here that would gain from it"
     return tiles(
         tile(format_bytes(total), f"peak on {peak['device']}, step {peak['step']}: {layer}"),
-        tile(format_share(quadratic, total), f"grows with n²: {format_bytes(quadratic)}"),
-        tile(if_fused, saved),
+        tile(
+            format_share(quadratic, total),
+            f"attention that grows with n²: {format_bytes(quadratic)}",
+        ),
+        tile(*_describe_fused(subject)),
         tile(*_describe_reserved(subject)),
         tile(
             format_share(unattributed, total),
@@ -88,39 +85,61 @@ def _tiles(subject: Subject) -> Component:
     )
 
 
+def _describe_fused(subject: Subject) -> tuple[str, str]:
+    """Return the peak with fused attention, as a replay gives it."""
+    fused = next((a for a in subject.summary["advice"] if a["kind"] == "fused_attention"), None)
+    if fused is not None:
+        saved = format_bytes(fused["saves_bytes"])
+        return format_bytes(fused["new_peak_bytes"]), f"peak if fused: {saved} less"
+    if subject.digest.info.get("snapshot"):
+        return "–", "peak if fused: a snapshot has no operators to replay"
+    return "–", "peak if fused: no attention here that would gain from it"
+
+
 def _describe_reserved(subject: Subject) -> tuple[str, str]:
     """Return what the allocator keeps beyond live tensors, where that is known."""
-    reserved = find_reserved(subject)
-    if reserved is None:
-        is_cpu = subject.device.name == "cpu"
-        why = "the CPU has no caching allocator" if is_cpu else "not recorded"
-        return "–", f"reserved − allocated: {why}"
-    gap = reserved - subject.summary["peak"]["total_bytes"]
-    how = "simulated" if subject.digest.facts["is_dry"] else "recorded"
+    state = subject.summary["memory_state"]
+    if state is not None and state["reserved_bytes"]:
+        reserved = state["reserved_bytes"]
+        gap, how = reserved - state["allocated_bytes"], "at the peak"
+    else:
+        most = find_reserved(subject)
+        if most is None:
+            is_cpu = subject.device.name == "cpu"
+            why = "the CPU has no caching allocator" if is_cpu else "not recorded"
+            return "–", f"reserved − allocated: {why}"
+        reserved, gap = most, most - subject.summary["peak"]["total_bytes"]
+        how = "simulated" if subject.digest.facts["is_dry"] else "recorded"
     return format_bytes(gap), f"reserved − allocated ({how}), of {format_bytes(reserved)}"
 
 
 def find_reserved(subject: Subject) -> int | None:
-    """Return the most bytes that the allocator reserved in any step; None if it is not known."""
+    """Return the most bytes that the allocator ever reserved; None if it is not known."""
+    allocator = subject.device.facts["allocator"]
+    if allocator is not None and allocator["is_recorded"]:
+        return int(allocator["reserved_peak_bytes"])
     steps = subject.device.steps
     most = steps["reserved_bytes"].max() if "reserved_bytes" in steps.columns else None
     return most if isinstance(most, int) else None
 
 
 def _reconcile(subject: Subject) -> Component:
-    """Return the badge: whether what has a name sums to what was live."""
+    """Return the badge: whether what has a name sums to what was live, and to torch's counter."""
     device = subject.device
     event = device.peak_event
     named = sum(int(v[0]) for v in device.index.categories_at(np.array([event])).values())
     total = subject.summary["peak"]["total_bytes"]
+    counted = next((c for c in device.facts["counters"] if c["counter"] == _PEAK_COUNTER), None)
     is_equal = named == total
-    badge = dmc.Badge(
-        "sums to the peak" if is_equal else "does not sum",
-        color="green" if is_equal else "red",
-        variant="light",
-        size="lg",
-    )
-    text = f"categories: {named:,} B; peak: {total:,} B"
+    if counted is None:
+        word = "sums to the peak" if is_equal else "does not sum"
+        text = f"categories: {named:,} B; peak: {total:,} B"
+    else:
+        is_equal = is_equal and counted["counted_bytes"] == total
+        word = "equals torch's count" if is_equal else "differs from torch"
+        text = f"categories: {named:,} B; torch counted {counted['counted_bytes']:,} B"
+    kind = "badge good" if is_equal else "badge bad"
+    badge = html.B(word, className=kind)
     return html.Div([html.Div(badge, className="tile-value"), html.Span(text)], className="tile")
 
 
@@ -148,7 +167,7 @@ def _tabulate_categories(subject: Subject) -> Table:
         Column("category", Unit.CATEGORY),
         Column("size_bytes", Unit.BYTES, "bytes"),
         Column("share", Unit.SHARE),
-        Column("meaning", Unit.NAME),
+        Column("meaning", Unit.PROSE),
     )
     rows = [[k, v, v / total, explain(k)] for k, v in peak["by_category"].items()]
     return Table(columns, rows)
@@ -209,7 +228,7 @@ def _tabulate_advice(subject: Subject) -> Table:
         Column("new_peak_bytes", Unit.BYTES),
         Column("saves_bytes", Unit.BYTES, "saves"),
         Column("exact", Unit.BOOL),
-        Column("how", Unit.NAME),
+        Column("how", Unit.PROSE),
     )
     return Table.of(columns, subject.summary["advice"])
 

@@ -1,0 +1,93 @@
+"""One device of a run that is still being written: live bytes, their peak, and a rolling window."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+WINDOW_SECONDS = 120.0
+OTHER = "activations and all else"
+COUNTED = "only counted"
+"""What the allocator counted at the end of a step that was not recorded, beyond what is known."""
+_BIN_NS = 100_000_000
+"""What is kept of the past: the extremes of every tenth of a second."""
+_MOST_BINS = int(WINDOW_SECONDS * 1e9) // _BIN_NS
+
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """Live bytes at a time."""
+
+    time_ns: int
+    total_bytes: int
+    by_role: tuple[tuple[str, int], ...]
+    """They sum to the total."""
+
+
+@dataclass(slots=True)
+class Device:
+    """One device's live bytes, as far as the run was written."""
+
+    total_bytes: int = 0
+    named: dict[str, int] = field(default_factory=dict)
+    """Of what the program says something about, bytes by role."""
+    peak: Instant | None = None
+    """The highest instant since the run began: exact, whatever the window shows."""
+    bins: OrderedDict[int, tuple[Instant, Instant]] = field(default_factory=OrderedDict)
+    """Per tenth of a second its lowest and highest instant."""
+
+    def name(self, role: str, size_bytes: int) -> None:
+        """Take note that bytes of a role came or, if negative, went; the total stays."""
+        if role != OTHER:
+            self.named[role] = self.named.get(role, 0) + size_bytes
+
+    def change(self, time_ns: int, size_bytes: int) -> None:
+        """Take note that the total changed."""
+        self.total_bytes += size_bytes
+        lowest, highest = self.bins.get(time_ns // _BIN_NS, (None, None))
+        is_low = lowest is None or self.total_bytes < lowest.total_bytes
+        is_high = highest is None or self.total_bytes > highest.total_bytes
+        if not (is_low or is_high):
+            return
+        now = Instant(time_ns, self.total_bytes, tuple(self._split()))
+        self.bins[time_ns // _BIN_NS] = (
+            now if is_low or lowest is None else lowest,
+            now if is_high or highest is None else highest,
+        )
+        if self.peak is None or self.total_bytes > self.peak.total_bytes:
+            self.peak = now
+        while len(self.bins) > _MOST_BINS:
+            self.bins.popitem(last=False)
+
+    def hold(self, time_ns: int, total_bytes: int) -> None:
+        """Take note of the total that an allocator's history tells."""
+        self.named.pop(COUNTED, None)
+        self.change(time_ns, total_bytes - self.total_bytes)
+
+    def count(self, time_ns: int, total_bytes: int, peak_bytes: int) -> None:
+        """Take note of what the allocator counted by the end of a step that was not recorded.
+
+        Args:
+            time_ns: When the step ended.
+            total_bytes: What was live then.
+            peak_bytes: The most that was live in it; -1 if that is not known.
+        """
+        if peak_bytes > (self.peak.total_bytes if self.peak else 0):
+            self.peak = Instant(time_ns, peak_bytes, ((COUNTED, peak_bytes),))
+        self.name(COUNTED, total_bytes - self.total_bytes)
+        self.change(time_ns, total_bytes - self.total_bytes)
+
+    def _split(self) -> Iterable[tuple[str, int]]:
+        """Yield bytes by role; they sum to the total."""
+        rest = self.total_bytes
+        for role, size in sorted(self.named.items()):
+            # An allocator's history and what the program says are not in step to the event.
+            shown = max(0, min(size, rest))
+            yield role, shown
+            rest -= shown
+        yield OTHER, rest
+
+    def instants(self, since_ns: int) -> list[Instant]:
+        """Return the extremes of the window, in order of time."""
+        pairs = [pair for at, pair in self.bins.items() if (at + 1) * _BIN_NS > since_ns]
+        found = {instant.time_ns: instant for pair in pairs for instant in pair}
+        return [found[time_ns] for time_ns in sorted(found)]
