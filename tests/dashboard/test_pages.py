@@ -85,6 +85,8 @@ def test_saved_page_says_what_the_page_says(client: FlaskClient, runs: Path) -> 
     peak = attnprof.load(runs / "train" / "eager").peak()
     assert f"The peak was {format_bytes(peak.total_bytes)}" in text
     assert f"{peak.total_bytes:,} B; peak:" in text
+    for name in ("gradients", "forward"):  # the legend of what is drawn
+        assert f"</i>{name}</span>" in text
     assert "Save page" not in text
 
 
@@ -109,6 +111,17 @@ def test_sweep_is_no_run_and_says_so(client: FlaskClient) -> None:
 
 def test_unknown_run_is_not_followed(client: FlaskClient) -> None:
     assert "there is no run 'nowhere' here" in show(client, find_page("live"), run="nowhere")
+
+
+def test_devices_can_be_chosen_while_a_run_is_followed(client: FlaskClient) -> None:
+    assert '"devices": ["cpu"]' in show(client, find_page("live"), run="decode")
+
+
+def test_timelines_name_their_colours(client: FlaskClient) -> None:
+    for name in ("overview", "layers", "timeline"):
+        page = show(client, find_page(name), run="train/eager")
+        assert '"legend-entry' in page
+        assert '"backward"' in page
 
 
 def test_phases_are_compared_in_their_order(client: FlaskClient) -> None:

@@ -48,6 +48,8 @@ def chart_card(
         className="graph",
         style={"height": f"{chart.figure.layout.height}px"},
     )
+    if any(trace.type == "heatmap" for trace in chart.figure.data):
+        graph = html.Div(graph, className="needs-room", tabIndex=0)
     tools = [
         html.Button("PNG", className="tool", **{"data-png": chart.key}, type="button"),
         _file("CSV", file),

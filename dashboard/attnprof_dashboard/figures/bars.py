@@ -4,27 +4,24 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from attnprof.palette import colour_of
+from attnprof.palette import LESS, MORE, SERIES, colour_of
 from attnprof.units import format_bytes
 from attnprof_dashboard.figures.layers import shorten
 from attnprof_dashboard.figures.theme import choose_unit, new_figure
 
-MORE, LESS = "#e5860b", "#1f77e6"
-"""A difference upwards and downwards; told apart by everybody."""
-SERIES = ("#1f77e6", "#e5860b", "#0b7a4b", "#a8649f", "#5f6670", "#5cc4c8")
-"""Colours of series that are no categories."""
 _LEGEND = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0}
 
 
 def draw_lines(
     x: Sequence[int],
-    series: Mapping[str, Sequence[int | None]],
+    series: Mapping[str, Sequence[float | None]],
     *,
     scheme: str,
     title: str,
     is_stacked: bool = False,
     height: int = 320,
     unit: str = "bytes",
+    colours: Mapping[str, str] | None = None,
 ) -> go.Figure:
     """Return series over whole numbers, such as steps.
 
@@ -36,14 +33,17 @@ def draw_lines(
         is_stacked: Draw areas on top of each other.
         height: In pixels.
         unit: ``"bytes"``, or what is counted.
+        colours: By series; without, one each.
     """
     figure = new_figure(scheme, height=height)
     is_size = unit == "bytes"
     largest = max((v for values in series.values() for v in values if v), default=1)
-    factor, word = choose_unit(largest) if is_size else (1, unit)
+    factor, word = choose_unit(round(largest)) if is_size else (1, unit)
     for number, (name, values) in enumerate(series.items()):
-        colour = SERIES[number % len(SERIES)]
-        shown = [format_bytes(v) if is_size else f"{v:,}" for v in (v or 0 for v in values)]
+        colour = (colours or {}).get(name, SERIES[number % len(SERIES)])
+        shown = [
+            format_bytes(round(v)) if is_size else f"{v:,.4g}" for v in (v or 0 for v in values)
+        ]
         area = {"stackgroup": "all", "fillcolor": colour} if is_stacked else {}
         figure.add_scatter(
             x=list(x),
@@ -148,23 +148,29 @@ def draw_waterfall(
         x=[size / factor for size in sizes],
         orientation="h",
         measure=["absolute", *["relative"] * len(changes), "total"],
-        text=texts,
-        textposition="outside",
-        customdata=[shorten(name) for name in names],
-        hovertemplate="%{customdata}: <b>%{text}</b><extra></extra>",
+        textposition="none",
+        customdata=[[shorten(n), text] for n, text in zip(names, texts, strict=True)],
+        hovertemplate="%{customdata[0]}: <b>%{customdata[1]}</b><extra></extra>",
         increasing={"marker": {"color": MORE}},
         decreasing={"marker": {"color": LESS}},
         totals={"marker": {"color": "#8a8f98"}},
         connector={"line": {"color": "#8a8f98", "width": 1}},
-        cliponaxis=False,
     )  # fmt: skip
     figure.update_yaxes(
         autorange="reversed", tickvals=rows, ticktext=[shorten(name) for name in names],
         showgrid=False, fixedrange=True,
     )  # fmt: skip
     reach = max(first[1], second[1], *_running(first[1], changes)) / factor
-    figure.update_xaxes(ticksuffix=f" {word}", range=[0, 1.14 * reach], fixedrange=True, nticks=6)
-    figure.update_layout(margin={"l": 8, "r": 16, "t": 8, "b": 8})
+    figure.update_xaxes(ticksuffix=f" {word}", range=[0, 1.02 * reach], fixedrange=True, nticks=6)
+    # In a column of their own: beside the bars they would run into names and out of the picture.
+    figure.update_layout(
+        margin={"l": 8, "r": 92, "t": 8, "b": 8},
+        annotations=[
+            {"x": 1, "xref": "paper", "xanchor": "left", "xshift": 8, "y": row, "yref": "y",
+             "text": text, "showarrow": False}
+            for row, text in zip(rows, texts, strict=True)
+        ],
+    )  # fmt: skip
     return figure
 
 

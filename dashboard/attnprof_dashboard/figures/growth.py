@@ -1,7 +1,7 @@
 """Growth: measured, dry, predicted and theory on logarithmic axes; residuals; laws of layers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import log10
 from typing import Any
 
@@ -19,6 +19,8 @@ MOST_CATEGORIES = 5
 _SYMBOLS = {"measured": "circle", "dry_run": "diamond-open", "steps": "square"}
 _ESTIMATE = "#a8649f"
 _LAW_POINTS = 60
+_MOST_SMALL_TICKS = 4
+"""Marks beside a small picture: there is no room for more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,8 @@ def draw_growth(
     shown = find_categories(done)
     for source in _SYMBOLS:
         own = [p for p in done if p["source"] == source and p["status"] == "completed"]
-        _draw_points(figure, own, source, shown)
+        # Lines of one category share an entry: the first source's.
+        _draw_points(figure, own, source, shown, has_legend=not figure.data)
     _draw_failed(figure, values["points"], values["outlook"])
     longest = values["longest"] or max((p["seq_len"] for p in done), default=1)
     beyond = [(r["seq_len"], r["peak_bytes"]) for r in values["outlook"] if r["seq_len"] >= longest]
@@ -97,7 +100,12 @@ def find_categories(points: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _draw_points(
-    figure: go.Figure, points: Sequence[Mapping[str, Any]], source: str, shown: Sequence[str]
+    figure: go.Figure,
+    points: Sequence[Mapping[str, Any]],
+    source: str,
+    shown: Sequence[str],
+    *,
+    has_legend: bool,
 ) -> None:
     if not points:
         return
@@ -115,7 +123,7 @@ def _draw_points(
             line={"width": 2 if is_total else 1.2, **colour},
             marker={"size": 9 if is_total else 6, "symbol": _SYMBOLS[source], **colour},
             legendgroup=name,
-            showlegend=is_total or source != "dry_run",
+            showlegend=is_total or has_legend,
             customdata=[format_bytes(size) if size else "–" for size in sizes],
             hovertemplate=f"{name}, {word}<br>n = %{{x:,}}: <b>%{{customdata}}</b><extra></extra>",
         )
@@ -244,7 +252,9 @@ def draw_law(law: Mapping[str, Any], points: Sequence[int], *, scheme: str) -> g
         hovertemplate="n = %{x:,.0f}: <b>%{customdata}</b><extra></extra>",
     )
     figure.update_layout(margin={"l": 8, "r": 8, "t": 6, "b": 8})
-    _set_axes(figure, make_length_axis([low, high]), make_size_axis(sizes))
+    axis = make_size_axis(sizes)
+    ticks = axis.ticks[:: -(-len(axis.ticks) // _MOST_SMALL_TICKS) or 1]
+    _set_axes(figure, make_length_axis([low, high]), replace(axis, ticks=ticks))
     figure.update_xaxes(title_text=None, nticks=3)
     return figure
 

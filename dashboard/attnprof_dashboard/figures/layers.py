@@ -5,7 +5,7 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from attnprof.palette import stack_order
+from attnprof.palette import SERIES, stack_order
 from attnprof.units import format_bytes
 from attnprof_dashboard.figures.theme import choose_unit, new_figure
 
@@ -21,7 +21,8 @@ def shorten(layer: str) -> str:
     Figures take text for markup, links among it, and names come from the program that was traced.
     """
     name = layer or "(no module)"
-    return escape(name if len(name) <= _LABEL_LENGTH else f"…{name[1 - _LABEL_LENGTH :]}")
+    text = name if len(name) <= _LABEL_LENGTH else f"…{name[1 - _LABEL_LENGTH :]}"
+    return escape(text, quote=False)  # it would show a quote's entity as it stands
 
 
 def draw_heatmap(held: Mapping[tuple[str, str], int], *, scheme: str) -> go.Figure:
@@ -96,8 +97,8 @@ def draw_own_peaks(own: Mapping[str, int], at_peak: Mapping[str, int], *, scheme
     figure = new_figure(scheme, height=70 + _ROW_HEIGHT * max(4, len(layers)))
     rows = list(range(len(layers)))
     for name, sizes, colour, width in (
-        ("its own peak", own, "#9aa2ae", 0.72),
-        ("at the peak of all", at_peak, "#d6131b", 0.34),
+        ("its own peak", own, "rgba(133, 136, 143, 0.4)", 0.72),
+        ("at the peak of all", at_peak, SERIES[0], 0.34),
     ):
         figure.add_bar(
             x=[sizes.get(layer, 0) / unit for layer in layers],

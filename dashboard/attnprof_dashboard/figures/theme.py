@@ -59,6 +59,7 @@ def make_template(scheme: str) -> dict[str, Any]:
         "tickfont": {"color": muted, "size": 12},
         "title": {"font": {"color": muted, "size": 12}},
         "automargin": True,
+        "ticklabelstandoff": 5,
     }
     layout = {
         "font": {"family": FONT, "size": 13, "color": ink},

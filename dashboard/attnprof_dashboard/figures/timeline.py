@@ -18,6 +18,10 @@ _LEAST_SPAN = 0.06
 """Of the width: a phase's name stands on stretches at least so wide."""
 
 
+_NEAR_END = 0.2
+"""Of the width: on a narrow screen half of the peak's text is as wide."""
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """A level across the picture, such as what the device has."""
@@ -82,16 +86,18 @@ def draw_timeline(
         line={"shape": "hv", "width": 1.3},
         hovertemplate=f"<b>%{{y:,.4~f}} {word}</b>",
     )
-    _mark(figure, marks, unit, has_peak=not only)
+    begin, end = (float(seconds[0]), float(seconds[-1])) if len(seconds) else (0.0, 1.0)
+    _mark(figure, marks, unit)
+    if marks.peak is not None and not only:
+        _mark_peak(figure, marks.peak, unit, (begin, end))
     _draw_levels(figure, lines, unit)
     ticks = find_ticks(top)
     figure.update_yaxes(
-        range=[0, ticks[-1] / unit * 1.02],
+        range=[0, max(1.02 * ticks[-1], 1.09 * top) / unit],
         tickvals=[tick / unit for tick in ticks],
         ticktext=[format_bytes(tick) for tick in ticks],
         fixedrange=True,
     )
-    begin, end = (float(seconds[0]), float(seconds[-1])) if len(seconds) else (0.0, 1.0)
     figure.update_xaxes(range=[begin, end], ticksuffix=" s", showgrid=False, hoverformat=".6f")
     figure.update_layout(
         hovermode="x unified",
@@ -103,7 +109,7 @@ def draw_timeline(
     return figure
 
 
-def _mark(figure: go.Figure, marks: Marks, unit: int, *, has_peak: bool) -> None:
+def _mark(figure: go.Figure, marks: Marks, unit: int) -> None:
     if marks.life is not None:
         first, last = marks.life
         figure.add_vrect(
@@ -114,20 +120,27 @@ def _mark(figure: go.Figure, marks: Marks, unit: int, *, has_peak: bool) -> None
         if at is not None:
             text = name if marks.since_ns is not None else ""
             figure.add_vline(x=at / 1e9, line_width=1.5, line_dash=dash, annotation_text=text)
-    if marks.peak is not None and has_peak:
-        at, size = marks.peak
-        figure.add_scatter(
-            x=[at / 1e9],
-            y=[size / unit],
-            mode="markers",
-            marker={"size": 9, "symbol": "diamond", "line": {"width": 0}},
-            name="peak",
-            hoverinfo="skip",
-        )
-        figure.add_annotation(
-            x=at / 1e9, y=size / unit, text=f"peak {format_bytes(size)}", showarrow=True,
-            arrowhead=0, ax=0, ay=-16, standoff=4, font={"size": 12},
-        )  # fmt: skip
+
+
+def _mark_peak(
+    figure: go.Figure, peak: tuple[int, int], unit: int, window: tuple[float, float]
+) -> None:
+    seconds, size = peak[0] / 1e9, peak[1]
+    figure.add_scatter(
+        x=[seconds],
+        y=[size / unit],
+        mode="markers",
+        marker={"size": 9, "symbol": "diamond", "line": {"width": 0}},
+        name="peak",
+        hoverinfo="skip",
+    )
+    place = (seconds - window[0]) / ((window[1] - window[0]) or 1.0)
+    # Near an end of the picture the text lies to the inner side, or it would be cut off.
+    anchor = "left" if place < _NEAR_END else "right" if place > 1 - _NEAR_END else "center"
+    figure.add_annotation(
+        x=seconds, y=size / unit, text=f"peak {format_bytes(size)}", showarrow=False,
+        xanchor=anchor, yanchor="bottom", yshift=7, font={"size": 12},
+    )  # fmt: skip
 
 
 def _draw_levels(figure: go.Figure, lines: Sequence[Line], unit: int) -> None:
@@ -175,7 +188,7 @@ def _draw_spans(
 
 
 def tabulate(window: Window, begin_ns: int) -> dict[str, np.ndarray]:
-    """Return the samples as columns: seconds, total_bytes, and bytes per category."""
+    """Return the samples as columns: seconds, total_bytes, and the bytes of each category."""
     order = sorted((k for k, v in window.by_category.items() if v.any()), key=stack_order)
     columns = {"seconds": (window.time_ns - begin_ns) / 1e9, "total_bytes": window.total_bytes}
-    return columns | {name: window.by_category[name] for name in order}
+    return columns | {f"{name}_bytes": window.by_category[name] for name in order}

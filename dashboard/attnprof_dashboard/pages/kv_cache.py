@@ -7,7 +7,11 @@ from dash import html
 from dash.development.base_component import Component
 
 from attnprof.analysis.cache_forms import LayerCache, list_forms, take_largest
+from attnprof.analysis.cache_layers import CacheKind
+from attnprof.palette import colour_of
+from attnprof.report.fold import fold_names
 from attnprof.units import format_bytes
+from attnprof.vocabulary import Category
 from attnprof_dashboard.chart import Chart
 from attnprof_dashboard.components.cards import chart_card, message, tile, tiles
 from attnprof_dashboard.figures.bars import draw_bars, draw_lines
@@ -27,12 +31,24 @@ _FORWARD_COLUMNS = (
 )
 _BLOCK_COLUMNS = (
     Column("forward", Unit.COUNT),
-    Column("own", Unit.COUNT, "used by one sequence"),
-    Column("shared", Unit.COUNT),
-    Column("unused", Unit.COUNT, "taken, empty"),
-    Column("free", Unit.COUNT),
-    Column("slack_bytes", Unit.BYTES, "room in last blocks"),
+    Column("tokens", Unit.COUNT),
+    Column("allocated_blocks", Unit.COUNT, "of sequences"),
+    Column("used_blocks", Unit.COUNT, "with a token"),
+    Column("shared_blocks", Unit.COUNT, "of several sequences"),
+    Column("free_blocks", Unit.COUNT, "free"),
+    Column("last_block_slack_bytes", Unit.BYTES, "room in last blocks, per layer"),
 )
+_USED = colour_of(Category.KV_CACHE)
+_COLOURS = {
+    "shared": "#c653b5",
+    "used": _USED,
+    "slack": "rgba(134, 32, 122, 0.45)",
+    "taken, empty": "rgba(134, 32, 122, 0.25)",
+    "free": "rgba(140, 143, 123, 0.22)",
+    "old copy while growing": "#b8823a",
+    "copies to attend": "#5f7fae",
+}
+"""Of what the cache holds, shades of its category; of what is beside it, colours of their own."""
 
 
 def layout(subject: Subject) -> Component:
@@ -62,11 +78,10 @@ def charts(subject: Subject) -> list[Chart]:
     if frame.is_empty():
         return []
     layers = take_largest(frame)
-    blocks = _draw_blocks(frame, subject.scheme)
     return [
         _draw_forwards(frame, subject.scheme),
         _draw_per_token(layers, subject.scheme),
-        *([blocks] if blocks is not None else []),
+        *draw_blocks(frame, subject.scheme),
         *_draw_forms(layers, subject.scheme),
         _list_layers(frame),
     ]
@@ -78,10 +93,12 @@ def _tiles(layers: list[LayerCache]) -> Component:
     growing = max((layer.growing_bytes for layer in layers), default=0)
     kinds = ", ".join(dict.fromkeys(layer.kind.value for layer in layers))
     tokens = max((layer.tokens for layer in layers), default=0)
+    is_paged = any(layer.kind is CacheKind.PAGED for layer in layers)
+    whose = "of all sequences" if is_paged else "per sequence"
     return tiles(
         tile(format_bytes(held), f"held at most, by {len(layers)} layers"),
         tile(f"{format_bytes(round(per_token))}", "per token of one sequence, all layers"),
-        tile(f"{tokens:,}", "tokens then, per sequence"),
+        tile(f"{tokens:,}", f"tokens then, {whose}"),
         tile(format_bytes(growing), f"the copy while a layer grows; kind: {kinds}"),
     )
 
@@ -118,7 +135,9 @@ def _draw_forwards(frame: pl.DataFrame, scheme: str) -> Chart:
         if any(record[key] for record in records)
     }
     x = [record["forward"] for record in records]
-    figure = draw_lines(x, series, scheme=scheme, title="forward", is_stacked=True)
+    figure = draw_lines(
+        x, series, scheme=scheme, title="forward", is_stacked=True, colours=_COLOURS
+    )
     why = (
         "After every forward: what tokens were written to, and room that was taken for more. On "
         "top, what the worst layer takes for a moment: the older copy while a cache is "
@@ -149,44 +168,52 @@ def _draw_per_token(layers: list[LayerCache], scheme: str) -> Chart:
         "measured": [round(x.bytes_per_token) for x in ordered],
         "2 · Hkv · D · e": [x.predicted_bytes_per_token or 0 for x in ordered],
     }
-    figure = draw_bars([x.layer for x in ordered], series, scheme=scheme)
+    figure = draw_bars(
+        [x.layer for x in ordered], series, scheme=scheme, colours={"measured": _USED}
+    )
     why = "Of one sequence, per layer; beside it the closed form: a key and a value per head."
     return Chart("per-token", "Bytes per token", why, Table(columns, rows), figure)
 
 
-def _draw_blocks(frame: pl.DataFrame, scheme: str) -> Chart | None:
-    """Return the blocks of paged caches; None where no engine noted its table."""
+def draw_blocks(frame: pl.DataFrame, scheme: str) -> list[Chart]:
+    """Return the blocks of each table that an engine noted; layers that share one have one."""
     known = frame.filter(pl.col("allocated_blocks").is_not_null())
-    if known.is_empty():
-        return None
-    records = (
-        known.group_by("forward")
-        .agg(
-            own=(pl.col("used_blocks") - pl.col("shared_blocks")).sum(),
-            shared=pl.col("shared_blocks").sum(),
-            unused=(pl.col("allocated_blocks") - pl.col("used_blocks")).sum(),
-            free=pl.col("free_blocks").sum(),
-            slack_bytes=pl.col("last_block_slack_bytes").sum(),
-        )
-        .sort("forward")
-        .to_dicts()
+    tables: dict[str, tuple[pl.DataFrame, list[str]]] = {}
+    for (layer,), rows in known.group_by("layer", maintain_order=True):
+        own = rows.select("block_tokens", *(c.name for c in _BLOCK_COLUMNS)).sort("forward")
+        tables.setdefault(own.write_csv(), (own, []))[1].append(str(layer))
+    return [
+        _draw_table(f"blocks-{number}" if number else "blocks", rows, layers, scheme)
+        for number, (rows, layers) in enumerate(tables.values())
+    ]
+
+
+def _draw_table(key: str, rows: pl.DataFrame, layers: list[str], scheme: str) -> Chart:
+    size = int(rows["block_tokens"][0])
+    filled = pl.max_horizontal("shared_blocks", pl.col("tokens") / size)
+    filled = pl.min_horizontal(filled, "used_blocks")
+    levels = rows.select(
+        "forward",
+        shared=pl.col("shared_blocks"),
+        used=filled - pl.col("shared_blocks"),
+        slack=pl.col("used_blocks") - filled,
+        empty=pl.col("allocated_blocks") - pl.col("used_blocks"),
+        free=pl.col("free_blocks"),
     )
-    names = {
-        "used by one sequence": "own",
-        "shared": "shared",
-        "taken, empty": "unused",
-        "free": "free",
-    }
+    names = {"shared": "shared", "used": "used", "slack": "slack", "taken, empty": "empty"}
+    series = {n: levels[c].to_list() for n, c in (names | {"free": "free"}).items()}
     figure = draw_lines(
-        [record["forward"] for record in records],
-        {name: [record[key] for record in records] for name, key in names.items()},
-        scheme=scheme,
-        title="forward",
-        is_stacked=True,
-        unit="blocks",
+        levels["forward"].to_list(),
+        {name: values for name, values in series.items() if any(values)},
+        scheme=scheme, title="forward", is_stacked=True, unit="blocks", colours=_COLOURS,
+    )  # fmt: skip
+    of = ", ".join(fold_names(layers))
+    why = (
+        f"As the engine noted them after every forward, for {of}: blocks of several sequences, of "
+        "one, the room in their last blocks, and what is free."
     )
-    why = "Of all layers, as the engine noted them after every forward."
-    return Chart("blocks", "Blocks over forwards", why, Table.of(_BLOCK_COLUMNS, records), figure)
+    title = f"Blocks of {size} tokens over forwards"
+    return Chart(key, title, why, Table.of(_BLOCK_COLUMNS, rows.to_dicts()), figure)
 
 
 def _draw_forms(layers: list[LayerCache], scheme: str) -> list[Chart]:
@@ -199,13 +226,16 @@ def _draw_forms(layers: list[LayerCache], scheme: str) -> list[Chart]:
         Column("held_bytes", Unit.BYTES),
         Column("share", Unit.SHARE, "of now"),
         Column("bytes_per_token", Unit.BYTES, "per token"),
-        Column("how", Unit.NAME, "what it takes"),
+        Column("how", Unit.PROSE, "what it takes"),
     )
     rows = [
         [f.name, f.held_bytes, f.held_bytes / held, round(f.bytes_per_token), f.how] for f in forms
     ]
     figure = draw_bars(
-        [f.name for f in forms], {"held": [f.held_bytes for f in forms]}, scheme=scheme
+        [f.name for f in forms],
+        {"held": [f.held_bytes for f in forms]},
+        scheme=scheme,
+        colours={"held": _USED},
     )
     why = (
         "The recorded cache in other forms, at the length and batch that were recorded. What a "

@@ -1,5 +1,6 @@
 """Layers: which layer holds what, at any instant, and when each of them holds most."""
 
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from attnprof_dashboard import ids
 from attnprof_dashboard.chart import Chart
 from attnprof_dashboard.components.cards import chart_card, message
 from attnprof_dashboard.components.controls import choose
+from attnprof_dashboard.components.legend import show_legend
 from attnprof_dashboard.data.timeline_index import Window
-from attnprof_dashboard.figures.layers import draw_heatmap, draw_own_peaks, natural_key
+from attnprof_dashboard.figures.layers import MOST_LAYERS, draw_heatmap, draw_own_peaks, natural_key
 from attnprof_dashboard.figures.timeline import Marks, draw_timeline, tabulate
 from attnprof_dashboard.pages.overview import OUTSIDE, list_spans
 from attnprof_dashboard.pages.page import Page, Subject
@@ -42,7 +44,7 @@ _LAYER_COLUMNS = (
     Column("scores_peak_bytes", Unit.BYTES, "scores at most"),
     Column("mask_bytes", Unit.BYTES),
     Column("kv_cache_bytes", Unit.BYTES, "KV cache"),
-    Column("backend_reason", Unit.NAME, "why"),
+    Column("backend_reason", Unit.PROSE, "why"),
 )
 
 
@@ -51,12 +53,14 @@ def layout(subject: Subject) -> Component:
     if subject.device.peak_event < 0:
         return message("No layers", "Nothing was live, so no layer held anything.")
     found = {chart.key: chart for chart in charts(subject)}
+    legend = show_legend(subject.device.facts["categories"], subject.device.phases)
     parts: list[Any] = [
         html.Div([_choose_step(subject), _choose_layer(subject)], className="controls"),
-        chart_card(found["instant"], "layers", graph_id=ids.pick("instant")),
+        chart_card(found["instant"], "layers", legend, graph_id=ids.pick("instant")),
     ]
     if "layer" in found:
-        parts.append(chart_card(found["layer"], "layers", graph_id=ids.pick("layer")))
+        own = show_legend(_name_categories(found["layer"].table), ())
+        parts.append(chart_card(found["layer"], "layers", own, graph_id=ids.pick("layer")))
     parts.append(
         html.Div(
             [chart_card(found["heatmap"], "layers"), chart_card(found["own-peaks"], "layers")],
@@ -93,9 +97,7 @@ def find_event(subject: Subject) -> int:
     view, device = subject.view, subject.device
     if view.at is not None and 0 <= view.at < len(device.index):
         return view.at
-    if view.step is not None and 0 <= view.step < len(device.step_peaks):
-        return device.step_peaks[view.step]
-    return device.peak_event
+    return device.peak_of_step.get(-1 if view.step is None else view.step, device.peak_event)
 
 
 def find_held(subject: Subject, event: int) -> dict[tuple[str, str], int]:
@@ -106,11 +108,11 @@ def find_held(subject: Subject, event: int) -> dict[tuple[str, str], int]:
 
 
 def _choose_step(subject: Subject) -> Component:
-    peaks = subject.device.step_peaks[:_MOST_STEPS]
-    sizes = subject.device.index.totals_at(np.array(peaks, np.int64)).tolist()
+    peaks = dict(islice(subject.device.peak_of_step.items(), _MOST_STEPS))
+    sizes = subject.device.index.totals_at(np.array(list(peaks.values()), np.int64)).tolist()
     items = [
         {"value": str(number), "label": f"peak of step {number}: {format_bytes(size)}"}
-        for number, size in enumerate(sizes)
+        for number, size in zip(peaks, sizes, strict=True)
     ]
     return choose("step", items, subject.view.step, "the peak of the run", "instant")
 
@@ -139,6 +141,11 @@ def _tabulate(window: Window, subject: Subject) -> Table:
         tuple(Column(n, Unit.SECONDS if n == "seconds" else Unit.BYTES) for n in columns),
         list(zip(*(column.tolist() for column in columns.values()), strict=True)),
     )
+
+
+def _name_categories(table: Table) -> list[str]:
+    names = [column.name.removesuffix("_bytes") for column in table.columns]
+    return [name for name in names if name not in ("seconds", "total")]
 
 
 def _draw_layer(subject: Subject) -> Chart | None:
@@ -171,9 +178,17 @@ def _draw_heatmap(subject: Subject, held: dict[tuple[str, str], int]) -> Chart:
         Column("size_bytes", Unit.BYTES, "bytes"),
     )
     table = Table(columns, [[layer or OUTSIDE, name, size] for (layer, name), size in rows])
-    why = "What every layer held at the instant, by what it is for."
+    shown = _say_how_many(len({layer for layer, _ in held}))
+    why = f"What every layer held at the instant, by what it is for.{shown}"
     figure = draw_heatmap(held, scheme=subject.scheme)
     return Chart("heatmap", "Layers and categories", why, table, figure)
+
+
+def _say_how_many(layers: int) -> str:
+    """Return which layers a picture shows, where it has no room for all."""
+    if layers <= MOST_LAYERS:
+        return ""
+    return f" The {MOST_LAYERS} of {layers:,} layers that hold most; the table has all."
 
 
 def _draw_own_peaks(subject: Subject) -> Chart:
@@ -196,7 +211,7 @@ def _draw_own_peaks(subject: Subject) -> Chart:
     )
     why = (
         "The most a layer ever holds, and what it holds at the peak of the device: a layer may "
-        "peak elsewhere."
+        f"peak elsewhere.{_say_how_many(len(own))}"
     )
     figure = draw_own_peaks(own, at_peak, scheme=subject.scheme)
     return Chart("own-peaks", "Own peak and part in the peak", why, table, figure)

@@ -12,6 +12,7 @@ from attnprof.report.words import explain
 from attnprof.units import format_bytes
 from attnprof_dashboard.chart import Chart
 from attnprof_dashboard.components.cards import chart_card, tile, tiles
+from attnprof_dashboard.components.legend import show_legend
 from attnprof_dashboard.data.timeline_index import Window
 from attnprof_dashboard.figures.timeline import MOST_SPANS, Marks, draw_timeline, tabulate
 from attnprof_dashboard.pages.page import Page, Subject
@@ -27,7 +28,9 @@ OUTSIDE = "(no module)"
 def layout(subject: Subject) -> Component:
     """Return the page."""
     found = charts(subject)
-    cards = {chart.key: chart_card(chart, "overview") for chart in found[1:]}
+    cards = {chart.key: chart_card(chart, "overview") for chart in found[2:]}
+    legend = show_legend(subject.device.facts["categories"], subject.device.phases)
+    cards["timeline"] = chart_card(found[1], "overview", legend)
     return html.Div(
         [
             html.P(subject.summary["verdict"], className="verdict"),

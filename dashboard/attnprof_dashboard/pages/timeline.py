@@ -7,13 +7,13 @@ import dash_mantine_components as dmc
 from dash import ClientsideFunction, Dash, Input, Output, State, html, no_update
 from dash.development.base_component import Component
 
-from attnprof.palette import stack_order
 from attnprof.units import format_bytes
 from attnprof_dashboard import ids
 from attnprof_dashboard.chart import Chart
 from attnprof_dashboard.components import drawer
 from attnprof_dashboard.components.cards import chart_card
-from attnprof_dashboard.components.tables import label_category, show_table
+from attnprof_dashboard.components.legend import show_legend
+from attnprof_dashboard.components.tables import show_table
 from attnprof_dashboard.data.timeline_index import DEFAULT_BINS, Window
 from attnprof_dashboard.figures.timeline import Line, Marks, draw_timeline, tabulate
 from attnprof_dashboard.pages.overview import find_reserved, list_spans
@@ -36,12 +36,10 @@ def layout(subject: Subject) -> Component:
             className="tools-row",
         )
     ]
-    legend = html.Div(
-        [
-            _legend_entry(name, subject.view.category)
-            for name in sorted(subject.device.facts["categories"], key=stack_order)
-        ],
-        className="legend",
+    legend = show_legend(
+        subject.device.facts["categories"],
+        subject.device.phases if len(subject.device.index) else (),
+        pressed=subject.view.category,
     )
     return html.Div(
         [
@@ -49,17 +47,6 @@ def layout(subject: Subject) -> Component:
             chart_card(chart, "timeline", legend, graph_id=ids.TIMELINE, above=above),
             drawer.make_drawer(),
         ]
-    )
-
-
-def _legend_entry(category: str, only: str) -> Component:
-    """Return a button that shows one category alone, and all again."""
-    return html.Button(
-        label_category(category),
-        className="legend-entry",
-        type="button",
-        title=f"show {category} alone, or all again",
-        **{"data-category": category, "aria-pressed": "true" if category == only else "false"},
     )
 
 
