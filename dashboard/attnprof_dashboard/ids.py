@@ -43,6 +43,11 @@ def pick(graph: str) -> dict[str, str]:
     return {"type": "pick", "graph": graph}
 
 
+def lead(graph: str) -> dict[str, str]:
+    """Return the id of a graph on which a click leads to another page."""
+    return {"type": "lead", "graph": graph}
+
+
 def rows(page: str, chart: str) -> dict[str, str]:
     """Return the id of what holds the rows of a chart's table."""
     return {"type": "rows", "page": page, "chart": chart}

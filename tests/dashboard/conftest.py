@@ -1,10 +1,18 @@
 """A directory of runs as people have them, and the dashboard on it."""
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from flask.testing import FlaskClient
+
+if TYPE_CHECKING:
+    from browser_screen import Screen
+    from playwright import sync_api
+
+    from attnprof_dashboard.serve import Serving
 
 TOKEN = "a-token-for-tests"
 
@@ -29,10 +37,26 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 optimizer.zero_grad()
     _record_decoding(root / "decode")
     attnprof.sweep(_make_step, seq_lens=[32, 64, 128], directory=root / "sweep", isolate=False)
+    for rank in range(2):
+        _record_rank(root / "job" / f"rank-{rank}", batch=1 + rank)
     with pytest.raises(ImportError), attnprof.trace(root / "failed"):
         raise ImportError("no module named '<b>nothing</b>'")
     (root / "empty").mkdir()
     return root
+
+
+def _record_rank(path: Path, batch: int) -> None:
+    """Record two steps of one process of a job."""
+    import torch
+
+    import attnprof
+
+    layer = torch.nn.Linear(32, 32)
+    with attnprof.trace(path) as tracer:
+        for _ in range(2):
+            layer(torch.randn(batch, 64, 32)).square().mean().backward()
+            layer.zero_grad()
+            tracer.step()
 
 
 def _record_decoding(path: Path) -> None:
@@ -91,3 +115,43 @@ def client(runs: Path, cache: Path) -> Iterator[FlaskClient]:
     with app.server.test_client() as found:
         found.get(f"/?token={TOKEN}", headers={"Host": "127.0.0.1"})
         yield found
+
+
+@pytest.fixture(scope="module")
+def serving(runs: Path, cache: Path) -> "Iterator[Serving]":
+    """Return a server of the runs."""
+    from attnprof_dashboard.serve import bind
+
+    found = bind(runs, port=0, token=TOKEN, cache=cache)
+    thread = threading.Thread(target=found.run, daemon=True)
+    thread.start()
+    yield found
+    found.close()
+    thread.join(timeout=10)
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[sync_api.Browser]":
+    """Return Debian's browser."""
+    from browser_screen import CHROMIUM
+    from playwright import sync_api
+
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def screen(serving: "Serving", browser: "sync_api.Browser") -> "Iterator[Screen]":
+    """Return a page of the browser that is let in; it must ask nobody else, nor complain."""
+    from browser_screen import Screen
+
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    found = Screen(context.new_page(), serving.address.partition("?")[0])
+    found.watch()
+    found.page.goto(serving.address)
+    yield found
+    context.close()
+    assert found.foreign == []
+    assert found.errors == []

@@ -2,14 +2,10 @@
 whom."""
 
 import re
-import shutil
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from browser_screen import PLOT, READY_MS, Screen, needs_browser, sync_api
 from conftest import TOKEN
 
 import attnprof
@@ -17,124 +13,9 @@ from attnprof.growth import Growth
 from attnprof.units import format_bytes
 from attnprof_dashboard.pages import PAGES
 from attnprof_dashboard.pages.page import Page
-from attnprof_dashboard.serve import Serving, bind
+from attnprof_dashboard.serve import Serving
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="there is no chromium; 'make test' installs Debian's"
-)
-
-PLOT = ".js-plotly-plot"
-READY_MS = 15_000
-"""A page is drawn within a second; other tests may be using the machine."""
-
-
-@dataclass
-class Screen:
-    """A page of the browser, and what it asked for and complained of."""
-
-    page: sync_api.Page
-    base: str
-    foreign: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-    def watch(self) -> None:
-        self.page.on("request", self._note_request)
-        self.page.on("console", self._note_console)
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-
-    def _note_request(self, request: sync_api.Request) -> None:
-        if not request.url.startswith((self.base, "data:", "blob:")):
-            self.foreign.append(request.url)
-
-    def _note_console(self, message: sync_api.ConsoleMessage) -> None:
-        if message.type == "error":
-            self.errors.append(message.text)
-
-    def open(self, path: str) -> None:
-        self.page.goto(f"{self.base}{path}")
-        self.page.wait_for_selector(".page-head", timeout=READY_MS)
-
-    def open_timeline(self, run: str = "train/eager", more: str = "") -> None:
-        self.open(f"timeline?run={run}{more}")
-        self.page.wait_for_selector(f"#timeline {PLOT} .nsewdrag", timeout=READY_MS)
-
-    def query(self) -> dict[str, str]:
-        return {name: text[0] for name, text in parse_qs(urlsplit(self.page.url).query).items()}
-
-    def wait_for_query(self, *names: str, absent: tuple[str, ...] = ()) -> dict[str, str]:
-        self.page.wait_for_function(
-            "([there, gone]) => { const q = new URLSearchParams(location.search);"
-            " return there.every((n) => q.has(n)) && gone.every((n) => !q.has(n)); }",
-            arg=[list(names), list(absent)],
-            timeout=READY_MS,
-        )
-        return self.query()
-
-    def wait_for_readout(self, text: str) -> None:
-        self.page.wait_for_function(
-            "(text) => document.getElementById('readout').innerText.includes(text)",
-            arg=text,
-            timeout=READY_MS,
-        )
-
-    def traces(self) -> dict[str, list[float]]:
-        """Return what the timeline draws, by name."""
-        found = self.page.evaluate(
-            "() => Object.fromEntries(document.querySelector('#timeline .js-plotly-plot')"
-            ".calcdata.map((c) => [c[0].trace.name, c.map((p) => p.s ?? p.y)]))"
-        )
-        assert isinstance(found, dict)
-        return found
-
-    def drag(self, first: float, second: float) -> None:
-        """Zoom by dragging between two fractions of the plot's width."""
-        box = self.page.locator(f"#timeline {PLOT} .nsewdrag").bounding_box()
-        assert box is not None
-        y = box["y"] + box["height"] / 2
-        self.page.mouse.move(box["x"] + first * box["width"], y)
-        self.page.mouse.down()
-        self.page.mouse.move(box["x"] + second * box["width"], y, steps=4)
-        self.page.mouse.up()
-
-    def click_plot(self, at: float) -> None:
-        box = self.page.locator(f"#timeline {PLOT} .nsewdrag").bounding_box()
-        assert box is not None
-        x, y = box["x"] + at * box["width"], box["y"] + 0.6 * box["height"]
-        self.page.mouse.move(x, y)
-        self.page.wait_for_timeout(100)  # Plotly throttles what it takes for hovering
-        self.page.mouse.click(x, y)
-
-
-@pytest.fixture(scope="module")
-def serving(runs: Path, cache: Path) -> Iterator[Serving]:
-    found = bind(runs, port=0, token=TOKEN, cache=cache)
-    thread = threading.Thread(target=found.run, daemon=True)
-    thread.start()
-    yield found
-    found.close()
-    thread.join(timeout=10)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-@pytest.fixture
-def screen(serving: Serving, browser: sync_api.Browser) -> Iterator[Screen]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    found = Screen(context.new_page(), serving.address.partition("?")[0])
-    found.watch()
-    found.page.goto(serving.address)
-    yield found
-    context.close()
-    assert found.foreign == []
-    assert found.errors == []
+pytestmark = needs_browser
 
 
 @pytest.mark.parametrize(("scheme", "run"), [("light", "train/eager"), ("dark", "decode")])

@@ -73,6 +73,12 @@
     act();
   });
 
+  /* What is typed into a list to choose from is looked for, not put after what is chosen. */
+  document.addEventListener("focusin", (event) => {
+    const input = event.target;
+    if (input.matches(".mantine-Select-input:not([readonly])")) setTimeout(() => input.select());
+  });
+
   /* Nobody looks: the clock of the Live page stands still. */
   document.addEventListener("visibilitychange", () => {
     if (document.getElementById("live")) {
@@ -137,6 +143,8 @@
       for (const entry of document.querySelectorAll("button[data-category]")) {
         entry.setAttribute("aria-pressed", String(entry.dataset.category === data.category));
       }
+      const one = (data.devices ?? []).length < 2;
+      document.querySelector(".pick-device")?.classList.toggle("only", one);
       const lasting = query(data, LASTING);
       const links = window.dash_clientside.callback_context.outputs_list[3]
         .map((output) => output.id.path + lasting);
@@ -203,6 +211,16 @@
       const clicked = window.dash_clientside.callback_context.triggered[0]?.value;
       const point = clicked?.points.find((p) => isSet(p.customdata));
       return point && data ? { ...data, at: Math.max(0, Number(point.customdata)) } : NONE();
+    },
+
+    /* Of a heatmap Dash passes on where it was clicked, and not what its cell leads to. */
+    lead() {
+      const { triggered, triggered_id: id } = window.dash_clientside.callback_context;
+      const point = triggered[0]?.value?.points[0];
+      if (!point) return NONE();
+      const card = document.getElementById(JSON.stringify({ graph: id.graph, type: id.type }));
+      const { x, customdata } = card.querySelector(".js-plotly-plot").data[point.curveNumber];
+      return customdata[point.y]?.[Array.from(x).indexOf(point.x)]?.[1] ?? NONE();
     },
 
     theme(clicks) {

@@ -32,8 +32,8 @@ def make_drawer() -> Component:
     return dmc.Drawer(
         html.Div(id=ids.DRAWER_BODY),
         id=ids.DRAWER,
-        position="right",
-        size="min(880px, 100vw)",
+        position="bottom",  # the timeline stays in sight, and can be clicked again
+        size="46%",
         title="Live at this instant",
         opened=False,
         withOverlay=False,

@@ -26,6 +26,7 @@ _SHORTCUTS = (
     ("?", "this list"),
     ("Esc", "close what is open"),
 )
+_LIST_WIDTH = "min(420px, 94vw)"
 _MOST_FOUND = 3000
 """Layers that the search offers."""
 
@@ -69,7 +70,7 @@ def _header(prefix: str) -> list[Component]:
             placeholder="run",
             size="sm",
             className="pick-run",
-            comboboxProps={"width": 420, "position": "bottom-start"},
+            comboboxProps={"width": _LIST_WIDTH, "position": "bottom-start"},
             maxDropdownHeight=420,
             **{"aria-label": "run"},
         ),
@@ -93,9 +94,9 @@ def _header(prefix: str) -> list[Component]:
             nothingFoundMessage="nothing found",
             size="sm",
             w=220,
-            visibleFrom="md",
+            className="pick-search",
             limit=60,
-            comboboxProps={"width": 420, "position": "bottom-end"},
+            comboboxProps={"width": _LIST_WIDTH, "position": "bottom-end"},
             **{"aria-label": "search pages, layers and categories"},
         ),
         html.Button("◐", id=ids.THEME, className="tool", title="dark or light (d)", type="button",
@@ -214,6 +215,12 @@ def register(app: Dash, pages: Sequence[Page]) -> None:
         Output(ids.VIEW, "data", allow_duplicate=True),
         Input(ids.pick(ALL), "clickData"),
         State(ids.VIEW, "data"),
+        prevent_initial_call=True,
+    )
+    app.clientside_callback(
+        ClientsideFunction("attnprof", "lead"),
+        Output(ids.GO, "data", allow_duplicate=True),
+        Input(ids.lead(ALL), "clickData"),
         prevent_initial_call=True,
     )
     rows = Output(ids.rows(MATCH, MATCH), "children", allow_duplicate=True)

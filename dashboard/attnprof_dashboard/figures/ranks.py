@@ -15,6 +15,7 @@ def draw_ranks(
     names: Sequence[str],
     steps: Sequence[int],
     sizes: Sequence[Sequence[int | None]],
+    links: Sequence[Sequence[str]],
     *,
     scheme: str,
 ) -> go.Figure:
@@ -24,6 +25,7 @@ def draw_ranks(
         names: Of the ranks.
         steps: Numbers of the steps.
         sizes: Per rank and step the bytes; None where there is no such step.
+        links: Per rank and step where a click leads.
         scheme: ``"light"`` or ``"dark"``.
     """
     figure = new_figure(scheme, height=110 + 24 * max(3, len(names)))
@@ -34,8 +36,8 @@ def draw_ranks(
         y=list(range(len(names))),
         z=[[None if size is None else size / unit for size in row] for row in sizes],
         text=[["–" if size is None else format_bytes(size) for size in row] for row in sizes],
-        customdata=[[name] * len(steps) for name in names],
-        hovertemplate="%{customdata}, step %{x}: <b>%{text}</b><extra></extra>",
+        customdata=[[[name, link] for link in row] for name, row in zip(names, links, strict=True)],
+        hovertemplate="%{customdata[0]}, step %{x}: <b>%{text}</b><extra></extra>",
         colorbar={"ticksuffix": f" {word}", "thickness": 12, "outlinewidth": 0},
         autocolorscale=True,
         xgap=1,

@@ -7,7 +7,7 @@ from dash.development.base_component import Component
 
 from attnprof.report.verdict import format_share
 from attnprof.units import format_bytes
-from attnprof_dashboard import state
+from attnprof_dashboard import ids, state
 from attnprof_dashboard.chart import Chart
 from attnprof_dashboard.components.cards import chart_card, message, tile, tiles
 from attnprof_dashboard.data.catalog import Entry
@@ -35,6 +35,12 @@ class Rank:
         """Its peak."""
         return self.device.summary["peak"]["total_bytes"] if self.device else None
 
+    def link(self, step: int | None = None) -> str:
+        """Return where its timeline is: the whole of it, or the peak of a step."""
+        known = self.device.peak_of_step if self.device else {}
+        event = None if step is None else known.get(step)
+        return f"timeline{View(run=self.entry.key, at=event).query()}"
+
     def steps(self) -> dict[int, int | None]:
         """Return the peak of each step; None where it is not known."""
         if self.device is None or self.device.steps.is_empty():
@@ -53,7 +59,8 @@ def layout(subject: Subject) -> Component:
             html.Code('attnprof.trace(f"runs/job/rank-{rank}")'),
             ".",
         )
-    cards = [chart_card(chart, "ranks") for chart in make_charts(subject, ranks)]
+    steps, table = make_charts(subject, ranks)
+    cards = [chart_card(steps, "ranks", graph_id=ids.lead("heatmap")), chart_card(table, "ranks")]
     return html.Div([_tiles(ranks), *cards])
 
 
@@ -93,7 +100,7 @@ def _tiles(ranks: list[Rank]) -> Component:
         tile(
             format_bytes(most), f"the highest peak: rank {highest.entry.rank if highest else '–'}"
         ),
-        tile(format_share(excess, round(mean) or 1), "of the mean is what the highest has more"),
+        tile(format_share(excess, round(mean) or 1), "imbalance: the highest above the mean"),
         tile(format_bytes(most - min(peaks, default=0)), "between the highest and the lowest"),
     )
 
@@ -105,12 +112,14 @@ def make_charts(subject: Subject, ranks: list[Rank]) -> list[Chart]:
     names = [f"rank {rank.entry.rank}" for rank in ranks]
     columns = (Column("rank"), *(Column(f"step_{step}_bytes", Unit.BYTES) for step in steps))
     rows = [[name, *values] for name, values in zip(names, sizes, strict=True)]
-    figure = draw_ranks(names, steps, sizes, scheme=subject.scheme)
+    links = [[rank.link(step) for step in steps] for rank in ranks]
+    figure = draw_ranks(names, steps, sizes, links, scheme=subject.scheme)
     return [
         Chart(
             "heatmap",
             "Peak by rank and step",
-            "The highest instant of every step on every rank; an even column is a balanced step.",
+            "The highest instant of every step on every rank; an even column is a balanced step. "
+            "Click a step for what was live then.",
             Table(columns, rows),
             figure,
         ),
@@ -130,7 +139,7 @@ def _tabulate(ranks: list[Rank]) -> Table:
     rows = []
     for rank in ranks:
         peak = rank.device.summary["peak"] if rank.device else {}
-        link = Link(rank.entry.key, f"timeline{View(run=rank.entry.key).query()}")
+        link = Link(rank.entry.key, rank.link())
         status = rank.why_not or rank.entry.status
         rows.append(
             [rank.entry.rank, status, rank.peak_bytes, peak.get("step"), peak.get("layer"), link]

@@ -1,0 +1,90 @@
+"""What is clicked and typed beyond the timeline's own keys, and what a phone shows."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from browser_screen import PLOT, READY_MS, Screen, needs_browser, sync_api
+from conftest import TOKEN
+
+import attnprof
+from attnprof.units import format_bytes
+from attnprof_dashboard.serve import Serving
+
+pytestmark = needs_browser
+
+
+def test_step_of_a_rank_leads_to_what_was_live_then(screen: Screen, runs: Path) -> None:
+    screen.open("ranks?run=job/rank-0")
+    plot = screen.page.locator(f"{PLOT} .nsewdrag").first
+    plot.wait_for(timeout=READY_MS)
+    box = plot.bounding_box()
+    assert box is not None
+    x, y = box["x"] + 0.75 * box["width"], box["y"] + 0.75 * box["height"]  # rank 1, step 1
+    screen.page.mouse.move(x, y)
+    screen.page.wait_for_timeout(100)  # Plotly throttles what it takes for hovering
+    screen.page.mouse.click(x, y)
+    screen.page.wait_for_url("**/timeline?*", timeout=READY_MS)
+    assert screen.wait_for_query("at")["run"] == "job/rank-1"
+    screen.page.locator("#instant button.block").first.wait_for(timeout=READY_MS)
+    peak = attnprof.load(runs / "job" / "rank-1").peak(step=1)
+    said = screen.page.locator("#instant .readout").inner_text()
+    assert said.startswith(f"{format_bytes(peak.total_bytes)} live in {len(peak.allocations)}")
+
+
+def test_timeline_stays_in_sight_of_the_drawer(screen: Screen) -> None:
+    screen.open_timeline(more="&at=40")
+    screen.page.locator("#instant button.block").first.wait_for(timeout=READY_MS)
+    screen.page.wait_for_timeout(400)  # the drawer slides in
+    screen.click_plot(0.8, down=0.1)
+    screen.page.wait_for_function("!location.search.includes('at=40')", timeout=READY_MS)
+    assert int(screen.wait_for_query("at")["at"]) > 40
+
+
+def test_what_is_typed_replaces_the_chosen_run(screen: Screen) -> None:
+    screen.open("?run=train/eager")
+    screen.wait_for_query("device")
+    screen.page.locator("#run").click()
+    screen.page.wait_for_timeout(200)
+    screen.page.keyboard.type("fused")
+    screen.page.get_by_role("option", name="train/fused").click(timeout=READY_MS)
+    screen.page.wait_for_url("**/?run=train%2Ffused*", timeout=READY_MS)
+
+
+@pytest.fixture
+def phone(serving: Serving, browser: sync_api.Browser) -> Screen:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="light")
+    found = Screen(context.new_page(), serving.address.partition("?")[0])
+    found.page.goto(f"{found.base}?token={TOKEN}")
+    return found
+
+
+def test_phone_shows_the_run_and_can_search(phone: Screen) -> None:
+    phone.open("?run=train/eager")
+    phone.wait_for_query("device")
+    width = "document.getElementById('run').getBoundingClientRect().width"
+    assert phone.page.evaluate(width) > 120
+    phone.page.locator("#search").click()
+    phone.page.keyboard.type("Growth")
+    option = phone.page.get_by_role("option", name="Growth").first
+    box = option.bounding_box()
+    assert box is not None
+    assert 0 <= box["x"] <= box["x"] + box["width"] <= 390
+    option.click()
+    phone.page.wait_for_url("**/growth?run=train*", timeout=READY_MS)
+    phone.page.context.close()
+
+
+def test_controls_do_not_lie_over_each_other_on_a_phone(phone: Screen) -> None:
+    phone.open("growth?run=sweep/measured-000000064")
+    phone.page.wait_for_selector(".sliders", timeout=READY_MS)
+    boxes = phone.page.evaluate(
+        "() => [...document.querySelectorAll('.sliders > div')].map((cell) => {"
+        " const parts = [...cell.querySelectorAll('*')].map((e) => e.getBoundingClientRect())"
+        "   .filter((r) => r.height);"
+        " return [Math.min(...parts.map((r) => r.top)), Math.max(...parts.map((r) => r.bottom))];"
+        "})"
+    )
+    assert len(boxes) == 3
+    assert all(above[1] <= below[0] for above, below in pairwise(boxes))
+    phone.page.context.close()
