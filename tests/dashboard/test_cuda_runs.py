@@ -209,3 +209,15 @@ def test_reserved_is_told_at_the_peak(client: FlaskClient) -> None:
     gap = format_bytes(state.reserved_bytes - state.allocated_bytes)
     page = save(client, "overview.html?run=gpt2")
     assert f"{gap}</b><span>reserved − allocated (at the peak)" in page
+
+
+def test_overview_warns_of_a_counted_step_that_needed_more(unpack: Unpack, cache: Path) -> None:
+    root = unpack("long_loop").parent
+    client = create_app(Catalog(root), token=TOKEN, cache=cache).server.test_client()
+    client.get(f"/?token={TOKEN}", headers={"Host": "127.0.0.1"})
+    steps = attnprof.load(unpack("long_loop")).steps
+    most = format_bytes(steps["peak_bytes"].max())  # type: ignore[arg-type]  # integers
+    page = save(client, "overview.html?run=long_loop")
+    assert f"reached {most}, more than the peak shown here" in page
+    for name in ("overview", "timeline"):
+        assert "only\\u003cbr\\u003ecounted" in save(client, f"{name}.html?run=long_loop")

@@ -45,6 +45,8 @@ class Marks:
     life: tuple[int, int] | None = None
     """Begin and end of the block that is looked at."""
     lines: Sequence[Line] = field(default_factory=tuple)
+    gaps: Sequence[tuple[int, int]] = ()
+    """Begin and end of stretches of which only counters are known."""
 
 
 def draw_timeline(
@@ -106,6 +108,7 @@ def draw_timeline(
         uirevision="timeline",
     )
     _draw_spans(figure, marks.spans, begin, end)
+    _draw_gaps(figure, marks.gaps, begin, end)
     return figure
 
 
@@ -185,6 +188,20 @@ def _draw_spans(
         shapes=[*figure.layout.shapes, *shapes],
         annotations=[*figure.layout.annotations, *names],
     )
+
+
+def _draw_gaps(
+    figure: go.Figure, gaps: Sequence[tuple[int, int]], begin: float, end: float
+) -> None:
+    """Cover the stretches of which nothing but counters is known."""
+    for first, last in gaps:
+        x0, x1 = max(first / 1e9, begin), min(last / 1e9, end)
+        if x0 < x1:
+            figure.add_vrect(
+                x0=x0, x1=x1, fillcolor="#bfc2c7", opacity=0.55, line_width=0,
+                annotation_text="only<br>counted" if x1 - x0 >= _LEAST_SPAN * (end - begin) else "",
+                annotation_position="top", annotation_font_size=11,
+            )  # fmt: skip
 
 
 def tabulate(window: Window, begin_ns: int) -> dict[str, np.ndarray]:

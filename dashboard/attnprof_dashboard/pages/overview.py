@@ -11,7 +11,7 @@ from attnprof.report.verdict import format_share
 from attnprof.report.words import explain
 from attnprof.units import format_bytes
 from attnprof_dashboard.chart import Chart
-from attnprof_dashboard.components.cards import chart_card, tile, tiles
+from attnprof_dashboard.components.cards import chart_card, message, tile, tiles
 from attnprof_dashboard.components.legend import show_legend
 from attnprof_dashboard.data.timeline_index import Window
 from attnprof_dashboard.figures.timeline import MOST_SPANS, Marks, draw_timeline, tabulate
@@ -21,6 +21,7 @@ from attnprof_dashboard.table import Column, Table, Unit
 _BINS = 300
 _MOST_HOLDERS = 10
 _PEAK_COUNTER = "allocated_bytes.all.peak"
+_SAID = ("status", "unattributed", "files")
 OUTSIDE = "(no module)"
 """What a block is said to belong to when no module made it."""
 
@@ -34,11 +35,18 @@ def layout(subject: Subject) -> Component:
     return html.Div(
         [
             html.P(subject.summary["verdict"], className="verdict"),
+            *_warn(subject),
             _tiles(subject),
             html.Div([_stack(subject, found[0]), cards["timeline"]], className="wide"),
             html.Div([cards["holders"], cards["advice"]], className="wide"),
         ]
     )
+
+
+def _warn(subject: Subject) -> list[Component]:
+    """Return what reports warn of, but for what the page says elsewhere."""
+    notes = [n for n in subject.summary["notes"] if n["is_warning"] and n["subject"] not in _SAID]
+    return [message(n["subject"].capitalize(), f"{n['text']}.", is_bad=True) for n in notes]
 
 
 def charts(subject: Subject) -> list[Chart]:
@@ -185,7 +193,12 @@ def _draw_timeline(subject: Subject) -> Chart:
     )
     figure = draw_timeline(
         window,
-        Marks(begin_ns=subject.begin_ns, peak=mark, spans=list_spans(subject, window)),
+        Marks(
+            begin_ns=subject.begin_ns,
+            peak=mark,
+            spans=list_spans(subject, window),
+            gaps=list_gaps(subject),
+        ),
         scheme=subject.scheme,
         height=360,
     )
@@ -205,6 +218,21 @@ def list_spans(subject: Subject, window: Window) -> list[tuple[str, int, int]]:
     first, last = int(window.time_ns[0]), int(window.time_ns[-1])
     found = subject.device.spans_between(first, last, MOST_SPANS)
     return [(name, first - begin, last - begin) for name, first, last in found]
+
+
+def list_gaps(subject: Subject) -> list[tuple[int, int]]:
+    """Return the stretches whose steps were only counted: begin and end since the run began."""
+    steps = subject.device.steps
+    if "is_detailed" not in steps.columns:
+        return []
+    counted = steps.filter(~steps["is_detailed"]).select("step", "begin_ns", "end_ns")
+    gaps: list[tuple[int, int]] = []
+    before = None
+    for step, begin, end in counted.iter_rows():
+        first = gaps.pop()[0] if gaps and step - 1 == before else begin - subject.begin_ns
+        gaps.append((first, end - subject.begin_ns))
+        before = step
+    return gaps
 
 
 def _tabulate_holders(subject: Subject) -> Table:

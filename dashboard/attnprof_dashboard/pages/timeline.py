@@ -16,7 +16,7 @@ from attnprof_dashboard.components.legend import show_legend
 from attnprof_dashboard.components.tables import show_table
 from attnprof_dashboard.data.timeline_index import DEFAULT_BINS, Window
 from attnprof_dashboard.figures.timeline import Line, Marks, draw_timeline, tabulate
-from attnprof_dashboard.pages.overview import find_reserved, list_spans
+from attnprof_dashboard.pages.overview import find_reserved, list_gaps, list_spans
 from attnprof_dashboard.pages.page import Missing, Page, Subject, open_subject
 from attnprof_dashboard.table import Column, Table, Unit
 from attnprof_dashboard.view import View
@@ -101,6 +101,7 @@ def draw(subject: Subject, window: Window) -> Any:
         instant_ns=_time_of(subject, view.at),
         since_ns=_time_of(subject, view.since),
         life=_find_life(subject),
+        gaps=list_gaps(subject),
         lines=find_levels(subject),
     )
     return draw_timeline(window, marks, scheme=subject.scheme, only=view.category)
