@@ -115,7 +115,10 @@ def pytest_testnodedown(node: Any) -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """Trace the body of a marked test: after its fixtures are set up, before they go."""
-    checks = read_checks(item)  # again: a fixture may have added a marker
+    try:
+        checks = read_checks(item)  # again: a fixture may have added a marker
+    except pytest.UsageError as error:
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
     if checks is None:
         return (yield)
     from attnprof.pytest_plugin.enforce import enforcing

@@ -188,6 +188,11 @@ def _read_growth(mark: pytest.Mark, item: pytest.Item) -> tuple[GrowthLaw, Lengt
     law, lengths = _make_growth(*mark.args, **mark.kwargs)
     if lengths.make_step is None:
         _require_seq_len(item, is_dry=lengths.is_dry)
+    elif SEQ_LEN in _find_parameters(item) and SEQ_LEN not in _find_given(item):
+        raise TypeError(
+            f"{item.name} takes seq_len, but make_step is what is run at every length, and the "
+            "test once beside it; leave out one of the two"
+        )
     return law, lengths
 
 
@@ -203,12 +208,25 @@ def _make_growth(
     known = (TOTAL, *_CATEGORIES)
     if category not in known:
         raise ValueError(f"there is no category {category!r}; there are {', '.join(known)}")
-    if make_step is not None and not callable(make_step):
-        raise TypeError(f"make_step must be a function, got {make_step!r}")
+    if make_step is not None:
+        _check_make_step(make_step)
     if not isinstance(dry_run, bool):
         raise TypeError(f"dry_run must be True or False, got {dry_run!r}")
     law = GrowthLaw(category, *_read_law(at_most, exponent))
     return law, Lengths(_read_lengths(seq_lens), make_step, dry_run)
+
+
+def _check_make_step(make_step: object) -> None:
+    if not callable(make_step):
+        raise TypeError(f"make_step must be a function, got {make_step!r}")
+    try:
+        inspect.signature(make_step).bind(1, "cpu")
+    except ValueError:  # a builtin that has no signature to read
+        pass
+    except TypeError as error:
+        raise TypeError(
+            f"make_step cannot be called as make_step(seq_len, device): {error}"
+        ) from None
 
 
 def _read_law(at_most: object, exponent: object) -> tuple[str | None, float | None]:
@@ -242,13 +260,14 @@ def _read_lengths(seq_lens: object) -> tuple[int, ...]:
 
 def _require_seq_len(item: pytest.Item, *, is_dry: bool) -> None:
     """Raise if a test cannot be told the length when it runs."""
-    body = getattr(item, "obj", None)
-    if not callable(body) or SEQ_LEN not in inspect.signature(body).parameters:
-        raise TypeError(f"{item.name} must take seq_len as an argument, or the marker make_step=")
-    if is_dry and inspect.iscoroutinefunction(body):
+    if SEQ_LEN not in _find_parameters(item):
+        raise TypeError(
+            f"{item.name} must take seq_len as an argument without a default, or the marker "
+            "make_step="
+        )
+    if is_dry and inspect.iscoroutinefunction(getattr(item, "obj", None)):
         raise TypeError("dry_run=True cannot run an async test; give make_step=")
-    given = getattr(getattr(item, "callspec", None), "params", {}).get(SEQ_LEN)
-    if not isinstance(given, SetByMarker):
+    if not isinstance(_find_given(item).get(SEQ_LEN), SetByMarker):
         raise ValueError(
             f"seq_len of {item.name} is also set elsewhere (a parametrize or a fixture); leave it "
             f"to {GROWTH}, which runs the test at every length"
@@ -259,6 +278,19 @@ def _require_seq_len(item: pytest.Item, *, is_dry: bool) -> None:
                 f"the fixture {name!r} takes seq_len, but is set up once for all lengths; build "
                 "what depends on the length in the test, or give make_step="
             )
+
+
+def _find_parameters(item: pytest.Item) -> Collection[str]:
+    """Return the names of the arguments that a test has to be given."""
+    body = getattr(item, "obj", None)
+    taken = inspect.signature(body).parameters.values() if callable(body) else ()
+    return [parameter.name for parameter in taken if parameter.default is parameter.empty]
+
+
+def _find_given(item: pytest.Item) -> Mapping[str, Any]:
+    """Return what a test gets from its parametrize, and the definitions of its fixtures."""
+    parameters: Mapping[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
+    return {**_find_fixtures(item), **parameters}
 
 
 def _find_fixtures(item: pytest.Item) -> Mapping[str, Any]:

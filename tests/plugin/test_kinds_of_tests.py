@@ -212,6 +212,29 @@ def test_marker_that_a_fixture_adds_counts(pytester: pytest.Pytester, run: Run) 
     run("-q").assert_outcomes(failed=1)
 
 
+def test_wrong_marker_that_a_fixture_adds_is_told_in_a_line(
+    pytester: pytest.Pytester, run: Run
+) -> None:
+    pytester.makepyfile(
+        test_a="""
+        import pytest
+
+        @pytest.fixture(autouse=True)
+        def marked(request):
+            request.node.add_marker(pytest.mark.memory_budget("4 MX"))
+
+        def test_x():
+            pass
+        """
+    )
+    result = run("-q")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["*_ test_x _*", "test_a.py:*: memory_budget: peak: cannot read '4 MX' as a size; *"],
+        consecutive=True,
+    )
+
+
 def test_hypothesis_tests_are_measured_over_all_examples(
     pytester: pytest.Pytester, run: Run
 ) -> None:

@@ -35,13 +35,20 @@ WRONG = {
     "memory_growth(8, at_most='linear')": "seq_lens must be a list such as .*, got 8",
     "memory_growth([1, 2, 4], at_most='linear', category='sofmax')": "no category 'sofmax'",
     "memory_growth([1, 2, 4], at_most='linear', make_step=3)": "make_step must be a function",
+    "memory_growth([1, 2, 4], at_most='linear', make_step=len)": (
+        "make_step cannot be called as make_step.seq_len, device.: too many positional arguments"
+    ),
+    "memory_growth([1, 2, 4], at_most='linear', make_step=print)": (
+        "test_[0-9]+ takes seq_len, but make_step is what is run at every length"
+    ),
     "memory_growth([1, 2, 4], at_most='linear', dry_run=1)": "dry_run must be True or False",
     "memory_growth([1, 2, 4], at_most='linear', device=1)": "unexpected keyword argument 'device'",
 }
 
 GROWTH = "memory_growth([1, 2, 4], at_most='linear')"
 WRONG_TESTS = {
-    "def test_x(): pass": "test_x must take seq_len as an argument, or the marker make_step=",
+    "def test_x(): pass": "test_x must take seq_len as an argument without a default, or the ",
+    "def test_x(seq_len=1): pass": "test_x must take seq_len as an argument without a default",
     "@pytest.mark.parametrize('a, seq_len', [(0, 1)])\ndef test_x(a, seq_len): pass": (
         "seq_len of test_x.0-1. is also set elsewhere"
     ),
@@ -85,6 +92,22 @@ def test_growth_asks_for_a_test_that_takes_the_length(
     found = explain(pytester.getitems(source))
     for (test, said), text in zip(found.items(), WRONG_TESTS.values(), strict=True):
         assert re.search(text.replace("test_x", test.split("[")[0]), said), said
+
+
+def test_length_of_its_own_goes_with_make_step(pytester: pytest.Pytester, options: None) -> None:
+    (item,) = pytester.getitems(
+        """
+        import pytest
+
+        @pytest.mark.memory_growth([1, 2, 4], at_most="linear", make_step=print)
+        @pytest.mark.parametrize("seq_len", [8])
+        def test_x(seq_len):
+            pass
+        """
+    )
+    checks = read_checks(item)
+    assert checks is not None
+    assert not checks.runs_test_by_length
 
 
 def test_dry_growth_refuses_a_coroutine(pytester: pytest.Pytester, options: None) -> None:
