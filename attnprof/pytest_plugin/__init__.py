@@ -67,12 +67,9 @@ def pytest_configure(config: pytest.Config) -> None:
     given = [name for name in _OPTIONS if config.getoption(f"attnprof_{name}") is not None]
     if not given and not config.getoption("attnprof"):
         return
-    from attnprof.pytest_plugin.session import ResultSession, read_reference
+    from attnprof.pytest_plugin.session import ResultSession, read_reference, settle_paths
 
-    for name in ("json", "html"):  # before a test, or a worker, is in another directory
-        path = config.getoption(f"attnprof_{name}")
-        if path is not None:
-            setattr(config.option, f"attnprof_{name}", str(config.invocation_params.dir / path))
+    settle_paths(config)
     config.stash[_REFERENCE] = reference = read_reference(config)
     if not hasattr(config, "workerinput"):  # xdist's workers only run tests
         config.pluginmanager.register(ResultSession(config, reference), _SESSION)

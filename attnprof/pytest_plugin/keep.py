@@ -39,18 +39,23 @@ def keep_runs(item: pytest.Item, measured: Measured, *, is_failed: bool) -> Kept
     """Copy a test's runs to where they stay, and write its page if pages are wanted.
 
     With ``--attnprof-html`` that is below its directory. Without, the runs of a failed test are
-    kept in pytest's cache until the test fails again. None if nothing was kept.
+    kept in pytest's cache until the test fails again. None if nothing was kept, or could be: a
+    broken limit is still to be told where nothing can be written.
     """
     folder: str | None = item.config.getoption("attnprof_html")
+    cache: pytest.Cache | None = getattr(item.config, "cache", None)
     name = _name_files(item.nodeid)
-    if folder:
-        kept = _copy_runs(measured, Path(folder) / "runs" / name, item.nodeid)
-        _write_page(kept, measured, Path(folder) / f"{name}.html", item.nodeid)
-        return kept
-    cache = getattr(item.config, "cache", None)
-    if not is_failed or cache is None:
-        return None
-    return _copy_runs(measured, cache.mkdir("attnprof") / name, item.nodeid)
+    try:
+        if folder:
+            kept = _copy_runs(measured, Path(folder) / "runs" / name, item.nodeid)
+            _write_page(kept, measured, Path(folder) / f"{name}.html", item.nodeid)
+            return kept
+        if is_failed and cache is not None:
+            return _copy_runs(measured, cache.mkdir("attnprof") / name, item.nodeid)
+    except OSError:
+        if not is_failed:
+            raise
+    return None
 
 
 def describe_more(item: pytest.Item, breaches: Sequence[Breach], kept: Kept | None) -> list[str]:

@@ -75,6 +75,29 @@ def locate_baseline(config: pytest.Config, name: str, option: str) -> Path:
     return config.rootpath / folder / f"{name}.json"
 
 
+def settle_paths(config: pytest.Config) -> None:
+    """Make the paths of files absolute, before a test, or a worker, is in another directory.
+
+    Raises:
+        pytest.UsageError: A path is empty, or the directory of pages cannot be made.
+    """
+    for name, what in (("json", "file"), ("html", "directory")):
+        given = config.getoption(f"attnprof_{name}")
+        if given is None:
+            continue
+        if not given.strip():
+            raise pytest.UsageError(f"--attnprof-{name} needs a {what}")
+        path = config.invocation_params.dir / given
+        setattr(config.option, f"attnprof_{name}", str(path))
+        if name == "html" and not config.getoption("collectonly"):
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise pytest.UsageError(
+                    f"--attnprof-html: cannot make the directory {path}: {error.strerror or error}"
+                ) from None
+
+
 class ResultSession:
     """Collects what tests measured, from all workers, and reports it at the end."""
 

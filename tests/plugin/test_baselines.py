@@ -191,6 +191,9 @@ def test_file_that_cannot_be_written_fails_the_session(pytester: pytest.Pytester
     result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines(["cannot write *file.txt/out.json: File exists"])
 
+        (["--attnprof-json", ""], "--attnprof-json needs a file"),
+        (["--attnprof-html", " "], "--attnprof-html needs a directory"),
+        (["--attnprof-html", "a.json/b"], "--attnprof-html: cannot make the directory *a.json/b: "),
 
 @given(BASELINES)
 def test_baseline_reads_what_it_wrote(

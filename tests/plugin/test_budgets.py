@@ -239,6 +239,38 @@ def test_broken_budget_without_a_cache_says_how_to_see_more(
     )
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["-o", "cache_dir=file.txt/cache"], ["--attnprof-html", "pages"]],
+    ids=["cache", "pages"],
+)
+def test_broken_budget_is_told_where_its_run_cannot_be_kept(
+    pytester: pytest.Pytester, run: Run, arguments: list[str]
+) -> None:
+    pytester.makefile(".txt", file="")
+    pytester.makepyfile(
+        """
+        import pathlib, pytest, torch
+
+        @pytest.mark.memory_budget(0)
+        def test_x():
+            for path in pathlib.Path.cwd().glob("pages"):  # which was made when pytest began
+                path.rmdir()
+                path.write_text("in the way")
+            torch.ones(2)
+        """
+    )
+    result = run("-q", "-W", "ignore::pytest.PytestCacheWarning", *arguments)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "peak was 8 B, limit 0 B: 8 B too much [[]memory_budget]",
+            "To see every byte: pytest *::test_x --attnprof-html DIR",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*Error*")
+
+
 def test_compiled_module_is_doubted(pytester: pytest.Pytester, run: Run) -> None:
     pytester.makepyfile(
         """
