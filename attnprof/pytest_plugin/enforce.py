@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from unittest import TestCase
 
 import pytest
@@ -15,7 +16,14 @@ from attnprof.pytest_plugin.growth import describe_laws, judge_growth
 from attnprof.pytest_plugin.held import Held
 from attnprof.pytest_plugin.keep import describe_more, keep_runs
 from attnprof.pytest_plugin.marks import GROWTH, Checks
-from attnprof.pytest_plugin.measure import MEASURED, Measured, complete, tracing, watch
+from attnprof.pytest_plugin.measure import (
+    MEASURED,
+    Measured,
+    complete,
+    keeping_house,
+    tracing,
+    watch,
+)
 from attnprof.pytest_plugin.session import Reference
 from attnprof.pytest_plugin.verdicts import (
     Breach,
@@ -50,13 +58,21 @@ def enforcing(item: pytest.Item, checks: Checks, reference: Reference | None) ->
         LimitBroken: The body ran to its end and broke a limit.
     """
     judge = _Judge(item, checks, reference)
-    if not isinstance(item, pytest.Function):  # a doctest, or another plugin's kind of test
-        with tracing() as tracer:
-            yield
-        judge(complete((tracer.run,), checks))
-        return
+    with keeping_house() as home:
+        if isinstance(item, pytest.Function):
+            with _watching(item, checks, home, judge):
+                yield
+        else:  # a doctest, or another plugin's kind of test
+            with tracing(home) as tracer:
+                yield
+            judge(complete((tracer.run,), checks, home))
+
+
+@contextmanager
+def _watching(item: pytest.Function, checks: Checks, home: Path, judge: "_Judge") -> Iterator[None]:
+    """Put what measures a test's body in its place while the test runs."""
     body = item.obj
-    item.obj = watched = watch(body, checks, judge)
+    item.obj = watched = watch(body, checks, home, judge)
     instance = getattr(body, "__self__", None)
     is_unittest = isinstance(instance, TestCase)
     if is_unittest and inspect.iscoroutinefunction(body):

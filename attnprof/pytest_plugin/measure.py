@@ -3,10 +3,14 @@
 import functools
 import gc
 import inspect
+import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,7 +46,27 @@ class Measured:
         return self.runs + tuple(run for run in self.by_length if run not in self.runs)
 
 
-def watch(body: Body, checks: Checks, judge: Callable[[Measured], None]) -> Body:
+@contextmanager
+def keeping_house() -> Iterator[Path]:
+    """Give a directory for the runs of one test, and remove it whatever becomes of the test.
+
+    What still refers to a run, such as the traceback of a failure, is no reason to keep it: a
+    process that ``--forked`` made for one test never gets to clean up after itself.
+    """
+    home, owner = Path(tempfile.mkdtemp(prefix="attnprof-")), os.getpid()
+    try:
+        yield home
+    finally:
+        if os.getpid() == owner:  # not a child that the test forked, and which failed
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _find_room(home: Path) -> Path:
+    """Return a new directory for a run."""
+    return Path(tempfile.mkdtemp(dir=home))
+
+
+def watch(body: Body, checks: Checks, home: Path, judge: Callable[[Measured], None]) -> Body:
     """Return a function to run in place of a test's body: it measures the body, then judges.
 
     An exception of the body passes on as it was raised, and then nothing is judged.
@@ -50,6 +74,7 @@ def watch(body: Body, checks: Checks, judge: Callable[[Measured], None]) -> Body
     Args:
         body: The test's function, a coroutine function maybe.
         checks: What the test's markers ask for.
+        home: A directory for runs.
         judge: Called with what was measured.
     """
     if inspect.iscoroutinefunction(body):
@@ -58,10 +83,10 @@ def watch(body: Body, checks: Checks, judge: Callable[[Measured], None]) -> Body
         async def run_async(*args: Any, **kwargs: Any) -> Any:
             runs, result = [], None
             for seq_len in _list_lengths(checks):
-                with tracing(seq_len) as tracer:
+                with tracing(home, seq_len) as tracer:
                     result = await body(*args, **_tell_length(kwargs, seq_len))
                 runs.append(tracer.run)
-            judge(complete(tuple(runs), checks))
+            judge(complete(tuple(runs), checks, home))
             return result
 
         return run_async
@@ -69,34 +94,35 @@ def watch(body: Body, checks: Checks, judge: Callable[[Measured], None]) -> Body
     @functools.wraps(body)
     def run(*args: Any, **kwargs: Any) -> Any:
         if checks.lengths is not None and checks.runs_test_by_length and checks.lengths.is_dry:
-            dry = _run_dry(body, checks.lengths, args, kwargs)
+            dry = _run_dry(body, checks.lengths, home, args, kwargs)
             judge(Measured(dry, dry))
             return None
         runs, result = [], None
         for seq_len in _list_lengths(checks):
-            with tracing(seq_len) as tracer:
+            with tracing(home, seq_len) as tracer:
                 result = body(*args, **_tell_length(kwargs, seq_len))
             runs.append(tracer.run)
-        judge(complete(tuple(runs), checks))
+        judge(complete(tuple(runs), checks, home))
         return result
 
     return run
 
 
-def complete(runs: "tuple[Run, ...]", checks: Checks) -> Measured:
+def complete(runs: "tuple[Run, ...]", checks: Checks, home: Path) -> Measured:
     """Add the runs that laws of growth are fitted to, where a marker says what to run."""
     if checks.lengths is None:
         return Measured(runs)
     if checks.runs_test_by_length:
         return Measured(runs, runs)
-    return Measured(runs, _run_workload(checks.lengths))
+    return Measured(runs, _run_workload(checks.lengths, home))
 
 
 @contextmanager
-def tracing(seq_len: int | None = None) -> "Iterator[Tracer]":
+def tracing(home: Path, seq_len: int | None = None) -> "Iterator[Tracer]":
     """Trace what runs inside; what earlier tests left behind is cleared away before.
 
     Args:
+        home: A directory for runs.
         seq_len: The length that it is run with, if it has one.
     """
     from attnprof.capture.tracer import Tracer
@@ -104,7 +130,7 @@ def tracing(seq_len: int | None = None) -> "Iterator[Tracer]":
     info: dict[str, Any] = {}
     if seq_len is not None:
         info["workload"] = {"seq_len": seq_len, "source": "measured"}
-    tracer = Tracer(samples_per_second=0, detail="full", info=info)
+    tracer = Tracer(_find_room(home), samples_per_second=0, detail="full", info=info)
     _settle()
     with ExitStack() as stack:
         try:
@@ -169,7 +195,7 @@ def _tell_length(kwargs: Mapping[str, Any], seq_len: int | None) -> dict[str, An
 
 
 def _run_dry(
-    body: Body, lengths: Lengths, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    body: Body, lengths: Lengths, home: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> "tuple[Run, ...]":
     """Run a test's body on fake tensors at every length, once each."""
     from attnprof.capture.dry_run import dry_run
@@ -181,11 +207,11 @@ def _run_dry(
     runs = []
     for seq_len in lengths.seq_lens:
         with _failing_in_a_line(seq_len, "; a test with dry_run=True builds all in its own body"):
-            runs.append(dry_run(make_step, seq_len, steps=1))
+            runs.append(dry_run(make_step, seq_len, directory=_find_room(home), steps=1))
     return tuple(runs)
 
 
-def _run_workload(lengths: Lengths) -> "tuple[Run, ...]":
+def _run_workload(lengths: Lengths, home: Path) -> "tuple[Run, ...]":
     """Run a marker's ``make_step`` at every length."""
     from attnprof.capture.dry_run import dry_run
     from attnprof.capture.workload import record_workload
@@ -196,7 +222,7 @@ def _run_workload(lengths: Lengths) -> "tuple[Run, ...]":
     for seq_len in lengths.seq_lens:
         _settle()
         with _failing_in_a_line(seq_len):
-            runs.append(record(lengths.make_step, seq_len))
+            runs.append(record(lengths.make_step, seq_len, directory=_find_room(home)))
     return tuple(runs)
 
 

@@ -235,6 +235,47 @@ def test_wrong_marker_that_a_fixture_adds_is_told_in_a_line(
     )
 
 
+def test_run_is_gone_when_its_test_is_over(
+    pytester: pytest.Pytester, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even of a test that failed: its traceback is kept, and in it what still knows the run."""
+    folder = pytester.mkdir("temporary")
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    pytester.makeconftest(
+        f"""
+        import os
+
+        def pytest_runtest_teardown():
+            assert os.listdir({str(folder)!r}) == []
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest, tempfile, torch
+
+        def make_step(seq_len, device):
+            return lambda: torch.ones(seq_len)
+
+        @pytest.mark.memory_budget(0)
+        def test_breaks():
+            torch.ones(1)
+
+        @pytest.mark.memory_budget(0)
+        def test_fails():
+            torch.ones(1).item(1)
+
+        @pytest.mark.memory_growth([1, 2, 4], at_most="constant", dry_run=True)
+        def test_dry(seq_len):
+            torch.ones(seq_len)
+
+        @pytest.mark.memory_growth([1, 2, 4], at_most="constant", make_step=make_step)
+        def test_workload():
+            pass
+        """
+    )
+    run("-q").assert_outcomes(failed=4)
+
+
 def test_hypothesis_tests_are_measured_over_all_examples(
     pytester: pytest.Pytester, run: Run
 ) -> None:
