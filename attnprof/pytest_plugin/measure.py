@@ -141,7 +141,7 @@ def tracing(home: Path, seq_len: int | None = None) -> "Iterator[Tracer]":
         try:
             yield tracer
         except Exception as error:
-            _explain(error, seq_len)
+            _explain(error, seq_len, "the test")
             raise
         if tracer.ledger.count_bytes(since=before):
             gc.collect()  # what only reference cycles hold is not leaked
@@ -150,9 +150,9 @@ def tracing(home: Path, seq_len: int | None = None) -> "Iterator[Tracer]":
             info[RESERVED_PEAK] = reserved
 
 
-def _explain(error: Exception, seq_len: int | None) -> None:
+def _explain(error: Exception, seq_len: int | None, what: str) -> None:
     if seq_len is not None:
-        error.add_note(f"{GROWTH} ran the test with seq_len = {seq_len}")
+        error.add_note(f"{GROWTH} ran {what} with seq_len = {seq_len}")
     if isinstance(error, CaptureError):
         error.add_note(
             "The body of a test with a memory marker is traced already: take the marker or the "
@@ -206,7 +206,7 @@ def _run_dry(
     _settle()
     runs = []
     for seq_len in lengths.seq_lens:
-        with _failing_in_a_line(seq_len, "; a test with dry_run=True builds all in its own body"):
+        with _explaining(seq_len, "the test"):
             runs.append(dry_run(make_step, seq_len, directory=_find_room(home), steps=1))
     return tuple(runs)
 
@@ -221,15 +221,29 @@ def _run_workload(lengths: Lengths, home: Path) -> "tuple[Run, ...]":
     runs = []
     for seq_len in lengths.seq_lens:
         _settle()
-        with _failing_in_a_line(seq_len):
+        with _explaining(seq_len, "make_step"):
             runs.append(record(lengths.make_step, seq_len, directory=_find_room(home)))
     return tuple(runs)
 
 
+_OF_A_TEST = {
+    "inside make_step": "in the body of the test",
+    "the device that make_step is given": "the CPU",
+}
+"""What the reasons of a failed dry run call by names that a test does not have."""
+
+
 @contextmanager
-def _failing_in_a_line(seq_len: int, advice: str = "") -> Iterator[None]:
-    """Fail the test with one line where a program cannot be run dry."""
+def _explaining(seq_len: int, what: str) -> Iterator[None]:
+    """Say of a failure which length it was; where a program cannot be run dry, in one line."""
     try:
         yield
     except DryRunError as error:
-        pytest.fail(f"{GROWTH}: no dry run at seq_len {seq_len}: {error}{advice}", pytrace=False)
+        reason = str(error)
+        for name, own_name in _OF_A_TEST.items() if what == "the test" else ():
+            reason = reason.replace(name, own_name)
+        text = f"{GROWTH}: no dry run of {what} at seq_len {seq_len}: {reason}"
+        raise pytest.fail.Exception(text, pytrace=False) from None
+    except Exception as error:
+        _explain(error, seq_len, what)
+        raise

@@ -155,10 +155,11 @@ def test_dry_growth_takes_no_memory(pytester: pytest.Pytester, run: Run) -> None
         [
             f"at seq_len 262,144, softmax was {2 * once / 2**40:.2f} TiB, limit 74.51 GiB: *",
             "total grows as n^2.00 *, limit linear: it is quadratic, 24 n² bytes *",
-            "memory_growth: no dry run at seq_len 16: *test_dry_growth*; a test with dry_run=True "
-            "builds all in its own body",
+            "memory_growth: no dry run of the test at seq_len 16: *test_dry_growth*; build the "
+            "model in the body of the test, so that the dry run can build one without memory and *",
         ]
     )
+    result.stdout.no_fnmatch_line("*another exception occurred*")
 
 
 def test_growth_that_cannot_be_told(pytester: pytest.Pytester, run: Run) -> None:
@@ -178,14 +179,27 @@ def test_growth_that_cannot_be_told(pytester: pytest.Pytester, run: Run) -> None
         def test_skips_at_one_length(seq_len):
             if seq_len > 30:
                 pytest.skip("too long")
+
+        def make_step(seq_len, device):
+            return lambda: torch.ones(20)[seq_len]
+
+        @pytest.mark.memory_growth([16, 32, 64], at_most="linear", make_step=make_step)
+        def test_workload_breaks():
+            pass
+
+        @pytest.mark.memory_growth([16, 32, 64], at_most="linear", dry_run=True)
+        def test_breaks_when_dry(seq_len):
+            torch.ones(20)[seq_len]
         """
     )
     result = run("-q")
-    result.assert_outcomes(failed=2, skipped=1)
+    result.assert_outcomes(failed=4, skipped=1)
     result.stdout.fnmatch_lines(
         [
             "memory_growth: no tensor was used at any length",
             "E       assert tensor(32.) < 30",
             "E       memory_growth ran the test with seq_len = 32",
+            "E * memory_growth ran make_step with seq_len = 32",
+            "E * memory_growth ran the test with seq_len = 32",
         ]
     )
