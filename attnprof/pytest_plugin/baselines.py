@@ -13,6 +13,7 @@ from attnprof.units import format_bytes, parse_bytes
 
 FORMAT = 1
 _FORMAT_KEY = "attnprof_baseline"
+_RENEW = "delete it and make it anew with --attnprof-save"
 _THRESHOLD = re.compile(r"\s*([a-z_]+)\s*:\s*(\S.*?)\s*")
 _PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%")
 
@@ -109,7 +110,9 @@ class Baseline:
         except FileNotFoundError:
             raise
         except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"cannot read the baseline {path}: {error}") from None
+            raise ValueError(
+                f"cannot read the baseline {path}: {error}; restore it, or {_RENEW}"
+            ) from None
         version = content.get(_FORMAT_KEY) if isinstance(content, dict) else None
         if version is None:
             raise ValueError(
@@ -118,14 +121,14 @@ class Baseline:
         if version != FORMAT:
             raise ValueError(
                 f"the baseline {path} has format {version!r}, and this attnprof reads {FORMAT}; "
-                "make it anew with --attnprof-save, or use the attnprof that wrote it"
+                f"use the attnprof that wrote it, or {_RENEW}"
             )
         try:
             return _read_content(content)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise ValueError(
                 f"the baseline {path} is damaged: expected an environment, and bytes for each "
-                "test; restore it, or make it anew with --attnprof-save"
+                f"test; restore it, or {_RENEW}"
             ) from None
 
     def merge(self, now: "Baseline") -> "Baseline":
@@ -197,3 +200,14 @@ def compare(before: Baseline, now: Baseline) -> list[Difference]:
         if old.sizes.get(name, 0) != new.sizes.get(name, 0)
     ]
     return sorted(found, key=lambda d: (d.before - d.now, d.test, d.name))
+
+
+def compare_laws(before: Baseline, now: Baseline) -> list[str]:
+    """Return a line for every law of growth that differs, for the tests that both have."""
+    return [
+        f"{test}: {category} grew as {old.laws[category]}, and now as {law}"
+        for test, new in sorted(now.tests.items())
+        if (old := before.tests.get(test)) is not None
+        for category, law in sorted(new.laws.items())
+        if old.laws.get(category, law) != law
+    ]

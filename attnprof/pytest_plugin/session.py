@@ -9,10 +9,10 @@ import pytest
 
 from attnprof.pytest_plugin.baselines import (
     Baseline,
-    Difference,
     Result,
     Threshold,
     compare,
+    compare_laws,
     describe_changes,
     read_thresholds,
 )
@@ -148,6 +148,9 @@ class ResultSession:
             is_written &= self._write(Path(path), now)
         if self._save_path is not None:
             is_written &= self._save(self._save_path, now)
+        pages = self._config.getoption("attnprof_html")
+        if pages is not None and now.tests:
+            self._say(f"wrote {pages}: {_count(len(now.tests), 'page')}, and the runs they show")
         return is_written
 
     def _save(self, path: Path, now: Baseline) -> bool:
@@ -184,12 +187,14 @@ class ResultSession:
 
     def _compare(self, reference: Reference, now: Baseline) -> None:
         before = reference.baseline
-        if now.tests and (changes := describe_changes(before.environment, now.environment)):
+        if now.tests and (elsewhere := describe_changes(before.environment, now.environment)):
             self._say(
-                f"the baseline was made elsewhere, and bytes may differ for that alone: {changes}",
+                "the baseline was made elsewhere, and bytes may differ for that alone: "
+                f"{elsewhere}",
                 yellow=True,
             )
-        self._say_differences(compare(before, now), reference.path)
+        changes = [*compare_laws(before, now), *map(str, compare(before, now))]
+        self._say_differences(changes, reference.path)
         fresh = sorted(now.tests.keys() - before.tests.keys())
         if fresh:
             self._say(f"not in the baseline: {_name_some(fresh)}; add with --attnprof-save")
@@ -197,7 +202,7 @@ class ResultSession:
         if left:
             self._say(f"in the baseline, but not measured now: {_name_some(left)}")
 
-    def _say_differences(self, differences: list[Difference], path: Path) -> None:
+    def _say_differences(self, differences: list[str], path: Path) -> None:
         count = _count(len(differences), "value differs", "values differ")
         self._say(f"{count} from the baseline {path}")
         for difference in differences[:_MOST_DIFFERENCES]:
@@ -211,7 +216,8 @@ class ResultSession:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print the table, what changed, and what was written."""
-        table = tabulate(self._results) if self._config.getoption("attnprof") else []
+        is_asked = self._config.getoption("attnprof") and not self._config.getoption("collectonly")
+        table = tabulate(self._results) if is_asked else []
         if not table and not self._lines:
             return
         terminalreporter.write_sep("=", "memory (attnprof)")

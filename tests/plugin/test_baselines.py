@@ -145,6 +145,30 @@ def test_compare_says_where_environments_differ(
     )
 
 
+def test_compare_shows_a_law_that_changed(
+    pytester: pytest.Pytester, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makepyfile(
+        test_a="""
+        import os, pytest, torch
+
+        @pytest.mark.memory_growth([16, 32, 64], at_most="quadratic")
+        def test_x(seq_len):
+            torch.ones(seq_len ** int(os.environ["POWER"]))
+        """
+    )
+    monkeypatch.setenv("POWER", "1")
+    run("-q", "--attnprof-save", "main").assert_outcomes(passed=1)
+    monkeypatch.setenv("POWER", "2")
+    run("-q", "--attnprof-compare", "main").stdout.fnmatch_lines(
+        [
+            "3 values differ from the baseline *",
+            "  test_a.py::test_x[[]growth]: total grew as n^1.00, and now as n^2.00",
+            "  test_a.py::test_x[[]growth]: peak 256 B -> 16.0 KiB *",
+        ]
+    )
+
+
 def test_compare_names_tests_that_only_one_side_has(
     saved: Path, run: Run, pytester: pytest.Pytester
 ) -> None:
@@ -165,7 +189,11 @@ def test_compare_names_tests_that_only_one_side_has(
         (["--attnprof-compare", " "], "--attnprof-compare needs a name, such as main"),
         (["--attnprof-compare-fail", "peak:0"], "needs --attnprof-compare NAME, the baseline"),
         (["--attnprof-save", "broken"], "--attnprof-save: cannot read the baseline *broken.json"),
+        (["--attnprof-compare", "broken"], "cannot read *; restore it, or delete it and make it "),
         (["--attnprof-compare", "newer"], "--attnprof-compare: *newer.json*"),
+        (["--attnprof-json", ""], "--attnprof-json needs a file"),
+        (["--attnprof-html", " "], "--attnprof-html needs a directory"),
+        (["--attnprof-html", "a.json/b"], "--attnprof-html: cannot make the directory *a.json/b: "),
         (["--attnprof-compare", "a", "--attnprof-compare-fail", "x:1"], "cannot read 'x:1' as a "),
         (["--attnprof-compare", "a", "--attnprof-compare-fail", "peak:1 X"], "cannot read '1 X' "),
     ],
@@ -175,6 +203,7 @@ def test_options_that_cannot_be_used_are_usage_errors(
     pytester: pytest.Pytester, run: Run, args: list[str], message: str
 ) -> None:
     folder = pytester.mkdir(FOLDER)
+    pytester.makefile(".json", a="")
     (folder / "broken.json").write_text("{")
     (folder / "newer.json").write_text('{"attnprof_baseline": 2, "environment": {}, "tests": {}}')
     pytester.makepyfile("def test_x(): raise SystemExit('it ran')")
@@ -191,9 +220,6 @@ def test_file_that_cannot_be_written_fails_the_session(pytester: pytest.Pytester
     result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines(["cannot write *file.txt/out.json: File exists"])
 
-        (["--attnprof-json", ""], "--attnprof-json needs a file"),
-        (["--attnprof-html", " "], "--attnprof-html needs a directory"),
-        (["--attnprof-html", "a.json/b"], "--attnprof-html: cannot make the directory *a.json/b: "),
 
 @given(BASELINES)
 def test_baseline_reads_what_it_wrote(

@@ -56,6 +56,7 @@ def check_table(result: pytest.RunResult) -> None:
             f"test_a.py::test_step[[]eager]  * KiB * {LAYERS * SOFTMAX // 1024}.0 KiB * -",
             "test_a.py::test_step[[]sdpa] * KiB * - * - * - * - * -",
             "wrote */out/measured.json: 3 tests",
+            "wrote */pages: 3 pages, and the runs they show",
         ]
     )
     result.stdout.no_fnmatch_line("test_a.py::test_unmarked*")
@@ -108,3 +109,5 @@ def test_table_says_when_nothing_was_measured(pytester: pytest.Pytester, run: Ru
     pytester.makepyfile("def test_x(): pass")
     result = run("-q", "--attnprof")
     result.stdout.fnmatch_lines(["no test with a memory marker was measured"])
+    result = run("-q", "--attnprof", "--collect-only")
+    result.stdout.no_fnmatch_line("no test with*")
