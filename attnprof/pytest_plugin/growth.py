@@ -9,7 +9,7 @@ from attnprof.analysis.fits import TOTAL, Fit
 from attnprof.analysis.laws import Exponent, Law, fit_exponent
 from attnprof.analysis.peak import choose_device, find_peak
 from attnprof.growth import Growth
-from attnprof.pytest_plugin.held import describe_instant, list_blocks
+from attnprof.pytest_plugin.held import describe_instant, describe_phase, list_blocks
 from attnprof.pytest_plugin.marks import GROWTH, GrowthLaw
 from attnprof.pytest_plugin.verdicts import Breach
 from attnprof.report.growth_verdict import format_fraction, format_law
@@ -37,6 +37,19 @@ class PhaseLaw:
     changed_from: str
     """The law before, in words; empty if one law holds for all lengths."""
 
+    @property
+    def _is_beyond_laws(self) -> bool:
+        """Whether it grows faster than any law does, whose powers end with the square.
+
+        That shows in the exponent alone. A parabola with a negative term, such as the pairs of n
+        tokens, is bent as strongly at short lengths: but it goes through its points, or where these
+        are too few, 2 is within the interval.
+        """
+        if self.exponent is None or self.law.max_relative_error <= _BAD_FIT:
+            return False
+        least = self.exponent.interval[0] if self.exponent.interval else self.exponent.value
+        return self.exponent.value > 2 + _EXPONENT_NOISE and least > 2
+
     def breaks(self, allowed: GrowthLaw) -> bool:
         """Return whether bytes grow faster than is allowed."""
         power = max(_POWERS[word] for word in self.law.words.split(" + "))
@@ -44,10 +57,7 @@ class PhaseLaw:
             assert allowed.exponent is not None
             found = power if self.exponent is None else round(self.exponent.value, 2)
             return found > allowed.exponent
-        most = _POWERS[allowed.at_most]
-        # No law has a power above the square: faster growth only shows in the exponent.
-        is_steeper = self.exponent is not None and self.exponent.value > 2 + _EXPONENT_NOISE
-        return power > most or is_steeper
+        return power > _POWERS[allowed.at_most] or self._is_beyond_laws
 
     def list_sizes(self) -> Iterator[str]:
         """Yield a line per length with its bytes."""
@@ -68,11 +78,14 @@ class PhaseLaw:
 
     def describe_law(self) -> str:
         """Return the law in words and in numbers, and how far to trust it."""
+        miss = f"misses by up to {format_fraction(self.law.max_relative_error)}"
+        if self._is_beyond_laws:
+            return f"faster than quadratic; the closest law, {format_law(self.law)}, {miss}"
         text = f"{self.law.words}, {format_law(self.law)}"
         if self.changed_from:
             text += f", from n = {self.law.first:,} on ({self.changed_from} before)"
         if self.law.max_relative_error > _BAD_FIT:
-            text += f"; the law misses by up to {format_fraction(self.law.max_relative_error)}"
+            text += f"; the law {miss}"
         return text
 
 
@@ -108,8 +121,8 @@ def judge_growth(growth: Growth, longest: Run, laws: Sequence[GrowthLaw]) -> Ite
             if guilty:
                 yield Breach(
                     GROWTH,
-                    f"{allowed.category} grows {law.describe_power()} in {law.phase}, limit "
-                    f"{allowed}: it is {law.describe_law()}",
+                    f"{allowed.category} grows {law.describe_power()} {describe_phase(law.phase)}, "
+                    f"limit {allowed}: it is {law.describe_law()}",
                     (*law.list_sizes(), *_list_holders(longest, law, guilty)),
                     None,
                 )

@@ -1,6 +1,6 @@
 """What a test's run held, by the names of limits, and who held it; pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,11 +20,13 @@ from attnprof.pytest_plugin.marks import (
 )
 from attnprof.pytest_plugin.measure import RESERVED_PEAK
 from attnprof.report.fold import fold_names
+from attnprof.report.verdict import format_share
 from attnprof.run import Run
 from attnprof.units import format_bytes
 from attnprof.vocabulary import Category, Phase
 
 _MOST_LINES = 6
+_MOST_SHARES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +96,12 @@ class Held:
             return Holders("made by the test and live when it had ended", list_blocks(self._leaked))
         if name in (PEAK, RESERVED):
             peak = self.run.peak()
+            when = describe_instant(peak) + _describe_shares(peak)
         else:
             word = pl.col("category").cast(pl.String)
             peak = find_peak(self._allocations.filter(word == name), device=self._device)
-        return Holders(describe_instant(peak), list_blocks(peak.allocations))
+            when = describe_instant(peak)
+        return Holders(when, list_blocks(peak.allocations))
 
     @property
     def is_reserved_simulated(self) -> bool:
@@ -136,10 +140,22 @@ class Held:
 
 def describe_instant(peak: Peak) -> str:
     """Return when a peak was, for a line above its holders."""
-    if peak.phase == Phase.OUTSIDE:
-        return "live at once, outside of any module"
-    where = f" of {peak.layer}" if peak.layer else ""
-    return f"live at once, in {peak.phase}{where}"
+    where = f" of {peak.layer}" if peak.layer and peak.phase != Phase.OUTSIDE else ""
+    return f"live at once, {describe_phase(peak.phase)}{where}"
+
+
+def describe_phase(phase: str) -> str:
+    """Return where in a program a phase is, to follow on what happens there."""
+    return "outside of any module" if phase == Phase.OUTSIDE else f"in {phase}"
+
+
+def _describe_shares(peak: Peak) -> str:
+    """Return what most of a peak is, in brackets; nothing if it is all the same."""
+    sizes = sorted(peak.by_category().items(), key=lambda pair: -pair[1])[:_MOST_SHARES]
+    if len(sizes) < 2:
+        return ""
+    shares = (f"{format_share(size, peak.total_bytes)} {category}" for category, size in sizes)
+    return f" ({', '.join(shares)})"
 
 
 def list_blocks(blocks: pl.DataFrame) -> tuple[str, ...]:
@@ -157,7 +173,8 @@ def list_blocks(blocks: pl.DataFrame) -> tuple[str, ...]:
         for (category, op, size, count), names in alike.items()
         for name, layers in fold_names(names).items()
     ]
-    return _write_lines(sorted(lines, key=lambda line: (-line[0], line[1])))
+    lines.sort(key=lambda line: (-line[0], line[1]))
+    return _write_lines(lines, are_parts=True)
 
 
 def _describe_blocks(category: str, op: str | None, layer: str, count: int) -> str:
@@ -172,14 +189,20 @@ def list_layers(sizes: Mapping[str, int]) -> tuple[str, ...]:
     for layer, size in sizes.items():
         if size:
             alike.setdefault(size, []).append(layer)
-    return _write_lines(
+    lines = [
         (size, (name or "no module") + (", each" if len(layers) > 1 else ""))
         for size, names in alike.items()
         for name, layers in fold_names(names).items()
-    )
+    ]
+    return _write_lines(lines, are_parts=False)
 
 
-def _write_lines(sized: Iterable[tuple[int, str]]) -> tuple[str, ...]:
-    lines = [f"{format_bytes(size):>12}  {text}" for size, text in sized]
-    more = len(lines) - _MOST_LINES
-    return tuple(lines) if more <= 0 else (*lines[:_MOST_LINES], f"{'':>12}  and {more} more")
+def _write_lines(sized: Sequence[tuple[int, str]], *, are_parts: bool) -> tuple[str, ...]:
+    """Return a line for each of the first, and one for the rest, with the sum of parts."""
+    rest = [size for size, _ in sized[_MOST_LINES:]]
+    lines = [f"{format_bytes(size):>12}  {text}" for size, text in sized[:_MOST_LINES]]
+    if rest and are_parts:
+        lines.append(f"{format_bytes(sum(rest)):>12}  in {len(rest)} smaller ones")
+    elif rest:
+        lines.append(f"{'':>12}  and {len(rest)} more")
+    return tuple(lines)

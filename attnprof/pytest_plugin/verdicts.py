@@ -80,7 +80,7 @@ def _describe_excess(size: int, limit: int) -> str:
     if not limit:
         return f"{format_bytes(excess)} too much"
     percent = 100 * excess / limit
-    share = f"{percent:,.0f}" if percent >= 10 else f"{percent:.2g}"
+    share = f"{percent:,.0f}" if percent >= 10 else f"{percent:.2g}" if percent >= 0.01 else "<0.01"
     return f"{format_bytes(excess)} ({share} %) too much"
 
 
@@ -99,7 +99,7 @@ def judge_scores(run: Run) -> Iterator[Breach]:
     lines = [_describe_layer(group) for group in groups[:_MOST_LAYERS]]
     if len(groups) > _MOST_LAYERS:
         lines.append(f"{'':>12}  and {len(groups) - _MOST_LAYERS} more")
-    what = f"{count} a score matrix, limit none"
+    what = f"{count} a score matrix, and none may"
     yield Breach(NO_SCORES, what, tuple(lines), run)
 
 
@@ -108,10 +108,10 @@ def _describe_layer(group: LayerGroup) -> str:
     layer, reason = group.layer or "no module", row["backend_reason"]
     if row["kind"] == AttentionKind.OPAQUE:
         return f"{'unseen':>12}  {layer}: {reason}"
-    each = " each" if group.count > 1 else ""
+    each = ", each" if group.count > 1 else ""
     return (
-        f"{format_bytes(row['scores_peak_bytes']):>12}  {layer}: {row['q_len']} × {row['k_len']} "
-        f"scores in {row['heads']} heads{each}; {reason}"
+        f"{format_bytes(row['scores_peak_bytes']):>12}  {layer}{each}: {row['q_len']} × "
+        f"{row['k_len']} scores in {row['heads']} heads; {reason}"
     )
 
 

@@ -271,6 +271,53 @@ def test_broken_budget_is_told_where_its_run_cannot_be_kept(
     result.stdout.no_fnmatch_line("*Error*")
 
 
+def test_broken_peak_says_what_most_of_it_is_and_sums_the_rest(
+    pytester: pytest.Pytester, run: Run
+) -> None:
+    pytester.makepyfile(
+        """
+        import pytest, torch
+        from torch import nn
+
+        @pytest.fixture
+        def layer():
+            return nn.Linear(64, 64, bias=False)
+
+        @pytest.mark.memory_budget("64 KiB")
+        def test_x(layer):
+            a, b, c = torch.zeros(2**13), torch.ones(2**12), torch.full((2**11,), 1.0)
+            d, e, f = torch.rand(2**10), torch.randn(2**9), torch.arange(2**8, dtype=torch.float32)
+            g, h = torch.eye(12), torch.empty(112)
+            layer(torch.empty_like(layer.weight))
+        """
+    )
+    result = run("-q")
+    total = 32 + 4 * 16 + 8 + 4 + 2 + 1 + 1  # KiB; weight, input and output are 16 each
+    temporaries = total - 3 * 16
+    result.stdout.fnmatch_lines(
+        [
+            f"peak was {total}.0 KiB, limit 64.0 KiB: *",
+            f"    live at once, in forward of Linear ({100 * temporaries / total:.0f} % "
+            f"temporaries, {100 * 16 / total:.0f} % activations, *):",
+            "        32.0 KiB  temporaries, made by aten::zeros",
+            f"         {4 + 2 + 1 + 1}.0 KiB  in 5 smaller ones",
+        ]
+    )
+
+
+def test_excess_is_never_rounded_to_nothing(pytester: pytest.Pytester, run: Run) -> None:
+    pytester.makepyfile(
+        """
+        import pytest, torch
+
+        @pytest.mark.memory_budget(2**20 - 1)
+        def test_x():
+            torch.ones(2**18)
+        """
+    )
+    run("-q").stdout.fnmatch_lines(["peak was 1.0 MiB, limit 1.0 MiB: 1 B (<0.01 %) too much *"])
+
+
 def test_compiled_module_is_doubted(pytester: pytest.Pytester, run: Run) -> None:
     pytester.makepyfile(
         """

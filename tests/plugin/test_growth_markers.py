@@ -162,6 +162,37 @@ def test_dry_growth_takes_no_memory(pytester: pytest.Pytester, run: Run) -> None
     result.stdout.no_fnmatch_line("*another exception occurred*")
 
 
+def test_growth_beyond_the_square(pytester: pytest.Pytester, run: Run) -> None:
+    """Pairs of n tokens are bent more than n² at short lengths, and are quadratic all the same."""
+    pytester.makepyfile(
+        """
+        import pytest, torch
+
+        growth = pytest.mark.memory_growth
+
+        @growth([16, 32, 64, 128], at_most="quadratic")
+        def test_cube(seq_len):
+            torch.ones(seq_len, seq_len, seq_len // 16)
+
+        @growth([8, 16, 32, 64], at_most="quadratic")
+        def test_pairs(seq_len):
+            torch.ones(seq_len * (seq_len - 1) // 2)
+
+        @growth([8, 16, 32], at_most="quadratic")
+        def test_pairs_at_few_lengths(seq_len):
+            torch.ones(seq_len * (seq_len - 1) // 2)
+        """
+    )
+    result = run("-q")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "total grows as n^3.00 (95 %: 3.00–3.00) outside of any module, limit quadratic: it is "
+            "faster than quadratic; the closest law, * n² bytes, misses by up to * % *",
+        ]
+    )
+
+
 def test_growth_that_cannot_be_told(pytester: pytest.Pytester, run: Run) -> None:
     pytester.makepyfile(
         """

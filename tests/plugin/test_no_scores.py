@@ -39,16 +39,16 @@ def test_no_scores_names_layers_and_why_sdpa_was_not_fused(
     result.stdout.fnmatch_lines(
         [
             "*_ test_sdpa[[]0.1] _*",
-            "2 attention layers make a score matrix, limit none [[]no_materialised_scores]",
-            "* KiB  transformer.h.[[]0-1].attn: 24 × 24 scores in 4 heads each; "
+            "2 attention layers make a score matrix, and none may [[]no_materialised_scores]",
+            "* KiB  transformer.h.[[]0-1].attn, each: 24 × 24 scores in 4 heads; "
             "scaled_dot_product_attention fell back to math: dropout on the attention weights",
             "To see every byte: attnprof report *",
             "*_ test_eager _*",
-            "2 attention layers make a score matrix, limit none [[]no_materialised_scores]",
-            "* KiB  transformer.h.[[]0-1].attn: 24 × 24 scores in 4 heads each; "
+            "2 attention layers make a score matrix, and none may [[]no_materialised_scores]",
+            "* KiB  transformer.h.[[]0-1].attn, each: 24 × 24 scores in 4 heads; "
             "written out: products around _softmax",
             "*_ test_opaque _*",
-            "1 attention layer makes a score matrix, limit none [[]no_materialised_scores]",
+            "1 attention layer makes a score matrix, and none may [[]no_materialised_scores]",
             "          unseen  no module: _native_multi_head_attention is one op; its scores live "
             "and die inside it, unseen",
         ]
