@@ -116,6 +116,8 @@ def _describe_layer(group: LayerGroup) -> str:
 
 
 def find_doubts(run: Run) -> Iterator[str]:
-    """Yield what the run could not see, so that a limit may be kept only seemingly."""
+    """Yield what the run could not see or know, so that a limit may be kept only seemingly."""
     if run.has_compiled_code:
         yield "compiled code ran, and what its kernels take inside is not all counted"
+    for assumption in (run.info.get("dry_run") or {}).get("assumptions", ()):
+        yield f"this is a dry run, in which {assumption}"

@@ -162,6 +162,24 @@ def test_dry_growth_takes_no_memory(pytester: pytest.Pytester, run: Run) -> None
     result.stdout.no_fnmatch_line("*another exception occurred*")
 
 
+def test_dry_growth_says_where_a_value_was_guessed(pytester: pytest.Pytester, run: Run) -> None:
+    pytester.makepyfile(
+        test_a="""
+        import pytest, torch
+
+        @pytest.mark.memory_growth([16, 32, 64], at_most="linear", dry_run=True)
+        def test_branch(seq_len):
+            if torch.randn(seq_len).sum().item() < 0:
+                torch.ones(seq_len, seq_len)
+        """
+    )
+    result = run("-q", "-W", "default")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        ["*this is a dry run, in which a value that a dry run cannot know was read as 1.0 at *"]
+    )
+
+
 def test_growth_beyond_the_square(pytester: pytest.Pytester, run: Run) -> None:
     """Pairs of n tokens are bent more than n² at short lengths, and are quadratic all the same."""
     pytester.makepyfile(
