@@ -27,6 +27,8 @@ from attnprof.vocabulary import Category, Phase
 
 _MOST_LINES = 6
 _MOST_SHARES = 4
+NO_LAYER = "outside of submodules"
+"""How a layer without a name is called: the only model itself, or code that is in no module."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class Held:
         return self._peaks.get((name, ""), 0)
 
     def measure_layers(self, name: str) -> dict[str, int]:
-        """Return per layer the most bytes it held, the largest first; ``""`` is no module.
+        """Return per layer the most bytes it held, the largest first; ``""`` is `NO_LAYER`.
 
         Args:
             name: One of `PER_LAYER`.
@@ -97,6 +99,8 @@ class Held:
         if name in (PEAK, RESERVED):
             peak = self.run.peak()
             when = describe_instant(peak) + _describe_shares(peak)
+            if name == RESERVED:  # in segments, which also hold what is free
+                when = f"tensors had {format_bytes(peak.total_bytes)} of it at most, {when}"
         else:
             word = pl.col("category").cast(pl.String)
             peak = find_peak(self._allocations.filter(word == name), device=self._device)
@@ -190,7 +194,7 @@ def list_layers(sizes: Mapping[str, int]) -> tuple[str, ...]:
         if size:
             alike.setdefault(size, []).append(layer)
     lines = [
-        (size, (name or "no module") + (", each" if len(layers) > 1 else ""))
+        (size, (name or NO_LAYER) + (", each" if len(layers) > 1 else ""))
         for size, names in alike.items()
         for name, layers in fold_names(names).items()
     ]

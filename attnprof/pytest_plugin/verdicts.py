@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from attnprof.pytest_plugin.held import Held, list_layers
+from attnprof.pytest_plugin.held import NO_LAYER, Held, list_layers
 from attnprof.pytest_plugin.marks import BUDGET, NO_SCORES, RESERVED, Budget
 from attnprof.report.summary import LayerGroup, group_layers
 from attnprof.run import Run
@@ -66,9 +66,10 @@ def _breach_layer_limit(
 ) -> Breach:
     size, layer = over[0]
     others = f"; {len(over)} layers break it" if len(over) > 1 else ""
+    where = f"in {layer}" if layer else NO_LAYER
     return Breach(
         BUDGET,
-        f"{name} was {format_bytes(size)} in {layer or 'code without a module'}, limit "
+        f"{name} was {format_bytes(size)} {where}, limit "
         f"{format_bytes(limit)} per layer: {_describe_excess(size, limit)}{others}",
         ("by layer:", *list_layers(held.measure_layers(name))),
         held.run,
@@ -105,13 +106,14 @@ def judge_scores(run: Run) -> Iterator[Breach]:
 
 def _describe_layer(group: LayerGroup) -> str:
     row = group.row
-    layer, reason = group.layer or "no module", row["backend_reason"]
+    layer, reason = group.layer or NO_LAYER, row["backend_reason"]
     if row["kind"] == AttentionKind.OPAQUE:
         return f"{'unseen':>12}  {layer}: {reason}"
     each = ", each" if group.count > 1 else ""
+    heads = "1 head" if row["heads"] == 1 else f"{row['heads']} heads"
     return (
         f"{format_bytes(row['scores_peak_bytes']):>12}  {layer}{each}: {row['q_len']} × "
-        f"{row['k_len']} scores in {row['heads']} heads; {reason}"
+        f"{row['k_len']} scores in {heads}; {reason}"
     )
 
 

@@ -143,6 +143,7 @@ def test_every_kind_of_limit_breaks(pytester: pytest.Pytester, run: Run) -> None
             f"*{one}  transformer.h.[[]0-1].attn, each",
             f"softmax was {two} in transformer.h.*.attn, limit {two} per layer: 1 B *",
             "reserved was 20.0 MiB (simulated), limit 2.0 MiB: 18.0 MiB (900 %) too much *",
+            "    tensors had 2.0 MiB of it at most, live at once, outside of any module:",
             "leaked was 400 B, limit 399 B: 1 B (0.25 %) too much [[]memory_budget]",
             "    made by the test and live when it had ended:",
             "*400 B  temporaries, made by aten::ones",

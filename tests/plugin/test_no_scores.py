@@ -49,7 +49,7 @@ def test_no_scores_names_layers_and_why_sdpa_was_not_fused(
             "written out: products around _softmax",
             "*_ test_opaque _*",
             "1 attention layer makes a score matrix, and none may [[]no_materialised_scores]",
-            "          unseen  no module: _native_multi_head_attention is one op; its scores live "
-            "and die inside it, unseen",
+            "          unseen  outside of submodules: _native_multi_head_attention is one op; its "
+            "scores live and die inside it, unseen",
         ]
     )
