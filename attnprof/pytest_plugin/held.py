@@ -23,7 +23,7 @@ from attnprof.report.fold import fold_names
 from attnprof.report.verdict import format_share
 from attnprof.run import Run
 from attnprof.units import format_bytes
-from attnprof.vocabulary import Category, Phase
+from attnprof.vocabulary import AttentionKind, Category, Phase
 
 _MOST_LINES = 6
 _MOST_SHARES = 4
@@ -74,14 +74,15 @@ class Held:
             name: One of `PER_LAYER`.
         """
         if name == SAVED_SOFTMAX:
-            sizes = dict(self.run.layers().select("layer", "saved_softmax_bytes").iter_rows())
+            sizes = self._saved_softmax
         elif name == KV_PER_TOKEN:
             sizes = self._kv_bytes_per_token
         else:
             sizes = {layer: size for (word, layer), size in self._peaks.items() if word == name}
-            outside = sizes.pop("", 0)
-            if outside and not sizes:  # a program without modules
-                sizes = {"": outside}
+            sizes.pop("", None)  # of all layers
+            outside = self._measure_outside(name)
+            if outside and (not sizes or "" in self.run.layers()["layer"]):
+                sizes[""] = outside
         return dict(sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0])))
 
     @cached_property
@@ -124,6 +125,35 @@ class Held:
         peaks = find_phase_peaks(self._allocations)
         most = peaks.group_by("category", "layer").agg(pl.col("peak_bytes").max())
         return {(word, layer): size for word, layer, size in most.iter_rows()}
+
+    def _measure_outside(self, category: str) -> int:
+        """Return the most live bytes of a category that no layer with a name holds."""
+        alone = self._allocations.filter(
+            pl.col("category").cast(pl.String) == category, pl.col("layer").cast(pl.String) == ""
+        )
+        return find_peak(alone, device=self._device).total_bytes if len(alone) else 0
+
+    @cached_property
+    def _saved_softmax(self) -> dict[str, int]:
+        """The most bytes between QKᵀ and PV that each layer kept for backward at once.
+
+        `Run.layers` has those of one call. A module that stands for several layers is called as
+        often, and keeps them all.
+        """
+        facts = self.run.attribution.facts
+        storages: dict[str, set[int]] = {}
+        for call in self.run.attribution.calls:
+            if not call.is_recompute and call.kind != AttentionKind.LINEAR:
+                rows = (int(facts.storage[row]) for row in call.path_rows)
+                storages.setdefault(call.layer, set()).update(rows)
+        blocks = self._allocations.with_columns(
+            size_bytes="requested_bytes", storage=self.run.attribution.blocks.storage
+        ).filter("saved")
+        sizes = {}
+        for layer, size in self.run.layers().select("layer", "saved_softmax_bytes").iter_rows():
+            own = blocks.filter(pl.col("storage").is_in(storages.get(layer, ())))
+            sizes[layer] = max(size, find_peak(own).total_bytes if size and len(own) else 0)
+        return sizes
 
     @cached_property
     def _kv_bytes_per_token(self) -> dict[str, int]:
