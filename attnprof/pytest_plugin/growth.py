@@ -67,7 +67,7 @@ class PhaseLaw:
     def describe_power(self) -> str:
         """Return the exponent and its interval."""
         if self.exponent is None:
-            return "as n to a power that these lengths do not tell"
+            return "(these lengths do not tell by what power of n)"
         return f"as n^{self.exponent.value:.2f} ({self._describe_interval()})"
 
     def _describe_interval(self) -> str:

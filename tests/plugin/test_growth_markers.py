@@ -199,14 +199,22 @@ def test_growth_beyond_the_square(pytester: pytest.Pytester, run: Run) -> None:
         @growth([8, 16, 32], at_most="quadratic")
         def test_pairs_at_few_lengths(seq_len):
             torch.ones(seq_len * (seq_len - 1) // 2)
+
+        @growth([16, 32, 64, 128], category="softmax", at_most="linear")
+        def test_only_at_the_longest(seq_len):
+            x = torch.randn(seq_len, 4, requires_grad=True)
+            if seq_len == 128:
+                (x @ x.mT).softmax(-1) @ x
         """
     )
     result = run("-q")
-    result.assert_outcomes(passed=2, failed=1)
+    result.assert_outcomes(passed=2, failed=2)
     result.stdout.fnmatch_lines(
         [
             "total grows as n^3.00 (95 %: 3.00–3.00) outside of any module, limit quadratic: it is "
             "faster than quadratic; the closest law, * n² bytes, misses by up to * % *",
+            "softmax grows (these lengths do not tell by what power of n) outside of any module, "
+            "limit linear: it is quadratic, * n² bytes; the law misses by up to * %*",
         ]
     )
 
