@@ -21,6 +21,7 @@ from attnprof.units import format_bytes
 
 _COLUMNS = ("peak", "attention_scores", "softmax", "saved_softmax", "kv_cache", "leaked")
 _MOST_DIFFERENCES = 30
+_NOTHING = "no test with a memory marker was measured"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,9 @@ class ResultSession:
 
     def _save(self, path: Path, now: Baseline) -> bool:
         """Write a baseline; tests of an earlier one that did not run keep their values."""
+        if not now.tests:
+            self._say(f"{path} was left as it is: {_NOTHING}")
+            return True
         if self._earlier is None:
             return self._write(path, now)
         left = sorted(self._earlier.tests.keys() - now.tests.keys())
@@ -165,7 +169,7 @@ class ResultSession:
                 "did not run now, so it would mix the two; run all, or delete the file first",
                 red=True,
             )
-            return not now.tests
+            return False
         if left:
             self._say(
                 f"kept in {path}: {_name_some(left)} that did not run now; to forget what is "
@@ -248,7 +252,7 @@ def _name_some(tests: list[str]) -> str:
 def tabulate(results: Mapping[str, Result]) -> list[str]:
     """Return the lines of a table with a row per test."""
     if not results:
-        return ["no test with a memory marker was measured"]
+        return [_NOTHING]
     has_laws = any(result.laws for result in results.values())
     head = ["", *(name.replace("_", " ") for name in _COLUMNS), *(["growth"] if has_laws else [])]
     rows = [head]

@@ -102,6 +102,18 @@ def test_save_does_not_mix_environments(saved: Path, run: Run) -> None:
     assert saved.read_text() != before
 
 
+def test_save_of_nothing_writes_nothing(saved: Path, run: Run) -> None:
+    text = saved.read_text()
+    for name in ("main", "other"):
+        result = run("-q", "-k", "unmarked", "--attnprof-save", name)
+        assert result.ret == pytest.ExitCode.OK
+        result.stdout.fnmatch_lines(
+            [f"*{FOLDER}/{name}.json was left as it is: no test with a memory marker was measured"]
+        )
+    assert saved.read_text() == text
+    assert [*saved.parent.iterdir()] == [saved]
+
+
 def test_compare_says_that_nothing_changed(saved: Path, run: Run) -> None:
     result = run("-q", "--attnprof-compare", "main", "--attnprof-compare-fail", "peak:0,leaked:0")
     result.assert_outcomes(passed=3)
