@@ -271,8 +271,8 @@ class Growth:
             ValueError: It is under 1, or fewer than two lengths were completed.
         """
         _check_length("seq_len", seq_len)
-        if self._extrapolation is not None:
-            return self._extrapolation.predict(seq_len)
+        if self.extrapolation is not None:
+            return self.extrapolation.predict(seq_len)
         by_phase = self._total_fit.predict_phases(seq_len)
         phase = max(by_phase, key=by_phase.__getitem__)
         return PredictedPeak(seq_len, by_phase[phase], by_phase, phase, "law", by_category={})
@@ -282,7 +282,8 @@ class Growth:
         return self.fit()
 
     @cached_property
-    def _extrapolation(self) -> Extrapolation | None:
+    def extrapolation(self) -> Extrapolation | None:
+        """The program of the longest lengths, block by block; None where it is not the same."""
         return extrapolate(self._read_runs[1].get(self.source, {}))
 
     def max_seq_len(self, capacity: int | str | None = None, *, multiple_of: int = 1) -> int:
@@ -322,13 +323,13 @@ class Growth:
         )
 
     def _estimate(self, seq_len: int) -> int:
-        if self._extrapolation is not None:
-            return self._extrapolation.estimate(seq_len)
+        if self.extrapolation is not None:
+            return self.extrapolation.estimate(seq_len)
         return self._total_fit.predict(seq_len)
 
     @property
     def _fit_probe(self) -> Probe:
-        program = self._extrapolation
+        program = self.extrapolation
         if program is not None and is_reserved(program.blocks_at(program.seq_lens[-1])):
             return Probe(lambda n, c: count_needed_bytes(program.blocks_at(n), c), "reserved")
         return Probe(lambda n, _: self.predict(n), "live")

@@ -10,7 +10,7 @@ Known limitations:
     Blocks padded to whole windows follow no such law exactly; theirs is then approximate.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,6 +130,30 @@ class Extrapolation:
             op=maker["op"],
         )
 
+    def list_highest(
+        self, seq_len: int, factors: Sequence[Mapping[str, float]]
+    ) -> list[dict[str, int]]:
+        """Return live bytes per category at the instants that would be peaks of other programs.
+
+        Args:
+            seq_len: The length.
+            factors: Per program, how many times as large each category is in it; 1 where it is
+                not named. Where categories grow by different factors the peak moves.
+        """
+        blocks = self.blocks_at(seq_len)
+        category = blocks["category"].cast(pl.String)
+        names = category.unique().sort().to_list()
+        sizes = np.zeros((len(blocks), len(names)))
+        which = category.replace_strict(names, range(len(names)), return_dtype=pl.Int64)
+        sizes[np.arange(len(blocks)), which.to_numpy()] = blocks["size_bytes"].to_numpy()
+        live = _sum_live(blocks, sizes)
+        weights = np.array([[each.get(name, 1.0) for name in names] for each in factors])
+        instants = np.unique((live @ weights.T).argmax(axis=0)).tolist()
+        return [
+            {name: round(size) for name, size in zip(names, live[at], strict=True) if size >= 1}
+            for at in instants
+        ]
+
 
 def extrapolate(runs: Mapping[int, pl.DataFrame]) -> Extrapolation | None:
     """Return the program that the longest lengths have in common, with a law for every block.
@@ -189,12 +213,13 @@ def _explains(program: Extrapolation, seq_len: int, blocks: pl.DataFrame) -> boo
     return all(abs(found[phase] - size) <= most for phase, size in known.items())
 
 
-def _sum_live(blocks: pl.DataFrame, laws: Floats) -> Floats:
-    """Return the sum of the laws of the blocks that are live once each block is there."""
+def _sum_live(blocks: pl.DataFrame, values: Floats) -> Floats:
+    """Return the sums of the values of the blocks that are live once each block is there."""
     start, end = blocks["start"].to_numpy(), blocks["end"].to_numpy()
     by_end = np.argsort(end, kind="stable")
-    freed = np.concatenate([np.zeros((1, 3)), np.cumsum(laws[by_end], axis=0)])
-    return np.asarray(np.cumsum(laws, axis=0) - freed[np.searchsorted(end[by_end], start, "right")])
+    freed = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values[by_end], axis=0)])
+    gone = freed[np.searchsorted(end[by_end], start, "right")]
+    return np.asarray(np.cumsum(values, axis=0) - gone)
 
 
 def _powers_of(seq_len: int) -> Floats:

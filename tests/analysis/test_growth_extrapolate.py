@@ -57,6 +57,17 @@ def test_extrapolation_follows_a_peak_that_moves() -> None:
     assert peak.by_phase["backward"] == 10_000 + 16 * 4096
 
 
+def test_extrapolation_finds_the_peaks_of_programs_that_differ_in_scale() -> None:
+    program = extrapolate({n: make_run(n, MOVING) for n in (64, 128, 256)})
+    assert program is not None
+    loss = {"parameters": 10_000, "temporaries": 4 * 1000 * 256}
+    scores = {"parameters": 10_000, "softmax": 4 * 2 * 256**2}
+    # With four times the heads attention is the peak, with more of all it is not.
+    assert program.list_highest(256, [{}]) == [loss]
+    assert program.list_highest(256, [{"softmax": 4.0}]) == [scores]
+    assert program.list_highest(256, [{}, {"softmax": 4.0}, {"parameters": 8.0}]) == [scores, loss]
+
+
 def test_extrapolation_of_a_band_needs_negative_constants() -> None:
     window = 32
     band: list[Block] = [

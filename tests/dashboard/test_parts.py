@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 import attnprof
 from attnprof.errors import CommandError
 from attnprof_dashboard.data.catalog import Catalog
-from attnprof_dashboard.data.growth_digest import Scale, interpolate
+from attnprof_dashboard.data.growth_digest import GrowthDigest, Scale, interpolate
+from attnprof_dashboard.data.outlook import describe_outlook
 from attnprof_dashboard.data.segment_map import describe_allocator
 from attnprof_dashboard.data.store import DigestStore
 from attnprof_dashboard.figures.bars import draw_bars, draw_lines, draw_waterfall
@@ -60,6 +62,35 @@ def test_scale_multiplies_what_depends_on_it() -> None:
     assert scale.apply("activations", 100) == 100 * 2 * 0.5
     assert scale.apply("parameters", 100) == 100 * 0.5
     assert scale.apply("inputs", 100) == 100 * 2
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_estimate_for_another_batch_is_its_measured_peak(batch: int) -> None:
+    def make_growth(batch: int) -> attnprof.Growth:
+        return attnprof.sweep(
+            lambda seq_len, device: make_layer_step(batch, seq_len), seq_lens=[16, 32, 64]
+        )
+
+    digest = GrowthDigest(describe_outlook(make_growth(2))["growth"])
+    estimates = dict(digest.predict(Scale(batch=batch / 2)))
+    measured = make_growth(batch)
+    for n in (16, 64):
+        assert estimates[n] == pytest.approx(measured.predict(n), rel=0.05)
+
+
+def make_layer_step(batch: int, seq_len: int) -> Callable[[], None]:
+    """Return a step of a layer whose gradients outweigh its data where sequences are short."""
+    import torch
+    from torch import nn
+
+    layer = nn.TransformerEncoderLayer(64, 2, 256, dropout=0.0, batch_first=True)
+    x = torch.ones(batch, seq_len, 64)
+
+    def step() -> None:
+        layer(x).square().mean().backward()
+        layer.zero_grad()
+
+    return step
 
 
 def test_wall_is_read_off_between_points() -> None:

@@ -17,6 +17,10 @@ _PER_MODEL = frozenset(
 _PER_HEAD = frozenset({Category.ATTENTION_SCORES, Category.SOFTMAX})
 _WHOLE_NUMBERS = frozenset({Category.INPUTS})
 
+BATCH_DOUBLINGS = range(-2, 5)
+HEAD_DOUBLINGS = range(-2, 3)
+ITEM_HALVINGS = range(-1, 3)
+
 
 @dataclass(frozen=True, slots=True)
 class Scale:
@@ -27,6 +31,10 @@ class Scale:
     """At the same width: each is then narrower."""
     item: float = 1.0
     """Bytes per element."""
+
+    def list_factors(self) -> dict[str, float]:
+        """Return by how much each category grows."""
+        return {category.value: self.apply(category.value, 1.0) for category in Category}
 
     @property
     def is_one(self) -> bool:
@@ -41,6 +49,16 @@ class Scale:
         if category in _PER_HEAD:
             size *= self.heads
         return size if category in _WHOLE_NUMBERS else size * self.item
+
+
+def list_scales() -> list[Scale]:
+    """Return all that can be asked for."""
+    return [
+        Scale(2.0**batch, 2.0**heads, 2.0**-halvings)
+        for batch in BATCH_DOUBLINGS
+        for heads in HEAD_DOUBLINGS
+        for halvings in ITEM_HALVINGS
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +80,16 @@ class GrowthDigest:
     def predict(self, scale: Scale) -> list[tuple[int, int]]:
         """Return lengths and predicted peaks of a program that differs in its scale.
 
-        Every category at the predicted peak is scaled; that the peak may move is left out, so
-        these are estimates. None if the categories of predictions are not known.
+        Of the instants that may be its peak the highest counts, with every category scaled by
+        what it depends on. None if the categories of predictions are not known.
         """
-        rows = [row for row in self.values["outlook"] if row["by_category"]]
         return [
             (
                 row["seq_len"],
-                round(sum(scale.apply(name, size) for name, size in row["by_category"].items())),
+                round(max(sum(map(scale.apply, at, at.values())) for at in row["instants"])),
             )
-            for row in rows
+            for row in self.values["outlook"]
+            if row["instants"]
         ]
 
     def find_wall(self, capacity_bytes: int, scale: Scale) -> int | None:

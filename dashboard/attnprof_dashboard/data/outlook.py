@@ -8,6 +8,7 @@ from attnprof.report.growth_gather import summarise_growth
 from attnprof.report.growth_json import describe_growth
 from attnprof.report.growth_summary import GrowthSummary
 from attnprof.report.growth_verdict import write_growth_verdict
+from attnprof_dashboard.data.growth_digest import list_scales
 
 CAPACITIES = ("RTX 4090", "A100 80GB", "H100", "H200", "B200")
 """Devices whose wall is looked for."""
@@ -36,9 +37,19 @@ def _predict(growth: Growth, summary: GrowthSummary) -> list[dict[str, Any]]:
     last = max(_BEYOND * longest, round(1.5 * max(walls, default=0)))
     ratio = last / first
     lengths = {round(first * ratio ** (i / _LENGTHS)) for i in range(_LENGTHS + 1)} | {longest}
+    factors = [scale.list_factors() for scale in list_scales()]
+    program = growth.extrapolation
     found = []
     for n in sorted(lengths):
         peak = growth.predict_peak(n)
-        row = {"seq_len": n, "peak_bytes": peak.peak_bytes, "by_category": peak.by_category}
-        found.append({**row, "phase": peak.phase, "method": peak.method})
+        found.append(
+            {
+                "seq_len": n,
+                "peak_bytes": peak.peak_bytes,
+                "by_category": peak.by_category,
+                "instants": program.list_highest(n, factors) if program else [],
+                "phase": peak.phase,
+                "method": peak.method,
+            }
+        )
     return found

@@ -17,7 +17,13 @@ from attnprof_dashboard.components.cards import card, chart_card, message, tile,
 from attnprof_dashboard.components.controls import choose
 from attnprof_dashboard.components.tables import label_category, show_table
 from attnprof_dashboard.data.catalog import Kind
-from attnprof_dashboard.data.growth_digest import GrowthDigest, Scale
+from attnprof_dashboard.data.growth_digest import (
+    BATCH_DOUBLINGS,
+    HEAD_DOUBLINGS,
+    ITEM_HALVINGS,
+    GrowthDigest,
+    Scale,
+)
 from attnprof_dashboard.data.outlook import CAPACITIES
 from attnprof_dashboard.figures.growth import (
     Estimate,
@@ -31,11 +37,10 @@ from attnprof_dashboard.pages.page import Page, Subject
 from attnprof_dashboard.table import Column, Table, Unit
 
 _DEFAULT_CAPACITY = "H100"
-_MOST_DOUBLINGS = 6
 _SLIDERS = (
-    ("batch_doublings", "batch", (-2, 4)),
-    ("head_doublings", "heads, at the same width", (-2, 2)),
-    ("dtype_halvings", "bytes per element", (-1, 2)),
+    ("batch_doublings", "batch", BATCH_DOUBLINGS),
+    ("head_doublings", "heads, at the same width", HEAD_DOUBLINGS),
+    ("dtype_halvings", "bytes per element", ITEM_HALVINGS),
 )
 
 
@@ -122,10 +127,9 @@ def read_capacity(subject: Subject) -> str:
 
 def read_scale(subject: Subject) -> Scale:
     """Return the scale that the sliders ask for."""
-    view = subject.view
     batch, heads, halvings = (
-        max(-_MOST_DOUBLINGS, min(_MOST_DOUBLINGS, value or 0))
-        for value in (view.batch_doublings, view.head_doublings, view.dtype_halvings)
+        min(max(getattr(subject.view, field) or 0, steps[0]), steps[-1])
+        for field, _, steps in _SLIDERS
     )
     return Scale(batch=2.0**batch, heads=2.0**heads, item=2.0**-halvings)
 
@@ -272,17 +276,17 @@ def _tabulate_walls(values: Mapping[str, Any]) -> Table:
 
 def _make_sliders(subject: Subject) -> Component:
     cells = []
-    for field, label, (least, most) in _SLIDERS:
+    for field, label, steps in _SLIDERS:
         value = getattr(subject.view, field) or 0
         sign = -1 if field == "dtype_halvings" else 1
-        marks = [{"value": i, "label": _name_factor(sign * i)} for i in range(least, most + 1)]
+        marks = [{"value": i, "label": _name_factor(sign * i)} for i in steps]
         slider = dmc.Slider(
-            id=ids.choose(field), value=value, min=least, max=most, step=1, marks=marks,
+            id=ids.choose(field), value=value, min=steps[0], max=steps[-1], step=1, marks=marks,
             restrictToMarks=True, label=None, updatemode="mouseup",
             thumbLabel=f"factor of the {label}",
         )  # fmt: skip
         cells.append(html.Div([html.Label(label, className="slider-label"), slider]))
-    why = "Estimates: every category at the predicted peak is scaled by what it depends on."
+    why = "Estimates: every category is scaled by what it depends on, and the peak looked for anew."
     return html.Div([html.Div(cells, className="sliders"), html.P(why, className="why")])
 
 
