@@ -1,5 +1,6 @@
 """What one layer's cache is: how it grows, how many tokens it holds, how much of it they fill."""
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -96,6 +97,7 @@ class CacheLayer:
         self._use, self._calls = use, calls
         self._storages = set(blocks.storage.tolist())
         self._tables = tables
+        self._written: dict[int, tuple[list[int], list[int]]] = {}
         self._is_latent = bool(latent & self._storages)
 
     def has_pool_at(self, place: int) -> bool:
@@ -173,16 +175,24 @@ class CacheLayer:
 
     @cached_property
     def _in_place(self) -> set[int]:
-        """Storages that the layer writes into in part, or several times."""
+        """Storages that the layer writes into in part, or several times.
+
+        None where most of what it keeps is made anew: then those are only states beside it, such
+        as the last token's share of the next one's V.
+        """
         if self.category is Category.RECURRENT_STATE:
             return set()
-        found = set()
+        found, sizes = set(), dict[int, int]()
         for storage in self._storages:
             own = [w for w in self._use.writes_of(storage) if w.size_bytes and self._is_own(w.op)]
-            size = int(self.blocks.needed_bytes[self.blocks.storage == storage].max())
+            sizes[storage] = size = self._size_of(storage)
             if any(w.size_bytes < size for w in own) or len(own) > 1:
                 found.add(storage)
-        return found
+        others = max((sizes[storage] for storage in self._storages - found), default=0)
+        return found if sum(sizes[storage] for storage in found) > others else set()
+
+    def _size_of(self, storage: int) -> int:
+        return int(self.blocks.needed_bytes[self.blocks.storage == storage].max())
 
     def _is_own(self, op: int) -> bool:
         path = self._use.facts.module_paths[self._use.facts.op_module[op]]
@@ -190,30 +200,53 @@ class CacheLayer:
 
     @cached_property
     def _slot_bytes(self) -> int:
-        """Bytes that one token of every sequence takes in storages that are written in place."""
+        """Bytes that one token of every sequence takes in storages that are written in place.
+
+        Of a prompt longer than a window only the last tokens are written, and fill all of it: then
+        the room has as many slots as later calls read keys.
+        """
         for number in self._call_numbers.tolist():
             call = self._calls[number]
-            ops = range(call.ops[0] + 1)
-            written = 0
+            written = room = 0
             for storage in self._in_place:
                 own = [w for w in self._use.writes_of(storage) if self._is_own(w.op)]
-                before = [w.size_bytes for w in own if w.op in ops]
-                written += sum(before)
-            if written and call.q_len:
-                return written // call.q_len
+                before = sum(w.size_bytes for w in own if w.op <= call.ops[0])
+                written += before
+                room += self._size_of(storage) if before else 0
+            slots = call.q_len
+            if written == room:
+                slots = min(slots, *(other.k_len for other in self._calls.values()))
+            if written and slots:
+                return written // slots
         return 0
 
     def _written_before(self, storage: int, op: int) -> int:
-        """Return the bytes written into a storage since it was last cleared."""
-        written = 0
+        """Return the bytes written into a storage since it was last cleared.
+
+        What was made from an older one has that one's tokens too: beams in another order, say.
+        """
+        sums = self._written.get(storage)
+        if sums is None:
+            self._written[storage] = sums = self._add_writes(storage)
+        ops, written = sums
+        return written[bisect_left(ops, op)]
+
+    def _add_writes(self, storage: int) -> tuple[list[int], list[int]]:
+        """Return the ops that write into a storage; what was written before each, and in all."""
+        born_by = int(self._use.facts.born_by[storage])
+        older = self._find_older(born_by)
+        ops, written = [], [self._written_before(older, born_by) if older >= 0 else 0]
         for write in self._use.writes_of(storage):
-            if write.op >= op:
-                break
-            if not write.size_bytes:
-                written = 0
-            elif self._is_own(write.op):
-                written += write.size_bytes
-        return written
+            own = write.size_bytes if self._is_own(write.op) else 0
+            ops.append(write.op)
+            written.append(written[-1] + own if write.size_bytes else 0)
+        return ops, written
+
+    def _find_older(self, op: int) -> int:
+        """Return which storage of the layer an op that makes another one takes, or -1."""
+        facts = self._use.facts
+        sources = (int(facts.storage[row]) for row in (facts.rows_in(op) if op >= 0 else ()))
+        return next((source for source in sources if source in self._in_place), -1)
 
     @cached_property
     def _is_packed(self) -> bool:

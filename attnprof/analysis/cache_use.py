@@ -110,8 +110,13 @@ class CacheUse:
         return np.array([bool(_GATHERING.match(n)) for n in self.facts.short_names], np.bool_)
 
     def is_gathered(self, storage: int) -> bool:
-        """Return whether some op reads a storage by the numbers of its elements."""
-        return bool(self.gathers[self.facts.code[self.readers_of(storage)]].any())
+        """Return whether some op of a module reads a storage by the numbers of its elements.
+
+        Beam search does so between forwards, to put sequences in another order.
+        """
+        readers = self.readers_of(storage)
+        readers = readers[self.facts.op_module[readers] >= 0]
+        return bool(self.gathers[self.facts.code[readers]].any())
 
 
 def count_distinct(signature: Signature) -> int:

@@ -155,6 +155,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], set[str]]] = {
         GROWN | {"state"},
     ),
     "beams": (make_llama, {"num_beams": 3}, GROWN),
+    "beams_in_a_room": (make_llama, {"cache_implementation": "static", "num_beams": 3}, STATIC),
     "beams_of_an_encoder_decoder": (make_t5, {"num_beams": 3}, GROWN | {"cross"}),
     "several_samples": (make_llama, {"do_sample": True, "num_return_sequences": 3}, GROWN),
     "chunked_prefill": (make_llama, {"prefill_chunk_size": 3}, GROWN),
@@ -206,6 +207,22 @@ def test_static_cache_tells_what_is_used_from_what_is_held() -> None:
         assert rows["tokens"].to_list() == list(range(PROMPT, PROMPT + NEW))
         assert rows["used_bytes"].to_list() == [n * token for n in range(PROMPT, PROMPT + NEW)]
         assert set(rows["held_bytes"]) == {room * token}
+
+
+def test_room_of_a_window_has_a_slot_per_token_of_the_window() -> None:
+    """A prompt that is longer than the window is cut; none of its tokens is smaller for that."""
+    window = 4
+    model = build("MistralForCausalLM", **SIZES, sliding_window=window)
+    run, _truth, _output = generate(model, cache_implementation="static")
+    frame = run.kv_cache()
+    assert set(frame["tokens"]) == {window}
+    assert set(frame["bytes_per_token"]) == {2 * KV_HEADS * HEAD_DIM * FLOAT}
+
+
+def test_beams_in_a_room_have_the_tokens_of_the_room_they_were_copied_from() -> None:
+    run, _truth, _output = generate(make_llama(), cache_implementation="static", num_beams=3)
+    for _layer, rows in run.kv_cache().group_by("layer"):
+        assert rows["tokens"].to_list() == list(range(PROMPT, PROMPT + NEW))
 
 
 def test_window_keeps_one_token_less_than_it_attends_to() -> None:
