@@ -1,16 +1,17 @@
 """KV caches and recurrent states: what inference keeps from one forward to the next."""
 
 import re
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from attnprof.attribution.calls import AttentionCall
-from attnprof.attribution.facts import Facts
+from attnprof.attribution.facts import Facts, Signature
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.origins import Origin
 from attnprof.attribution.phases import Timeline
-from attnprof.attribution.products import is_product
+from attnprof.attribution.products import CONVOLUTIONS, is_product
 from attnprof.vocabulary import AttentionKind, Role
 
 _APPENDING = re.compile(r"^(cat|index_copy|index_put|copy|slice_scatter|scatter|index_add|stack)")
@@ -49,9 +50,13 @@ def find_kept(facts: Facts, flow: Flow, timeline: Timeline, calls: list[Attentio
                         latent.add(storage)
     _add_habitual(facts, forwards, cache)
     state = _find_states(facts, flow, forwards, cache)
-    for kept in (cache, state):
-        _follow_copies(facts, kept)
-    return Kept(cache, state, frozenset(latent))
+    _follow_copies(facts, state)
+    layers = sorted({call.layer for call in calls}, key=len)
+    for storage in _find_growing(facts, state):
+        around = [layer for layer in layers if f"{state[storage]}.".startswith(f"{layer}.")]
+        cache[storage] = around[-1] if around else state[storage]
+    _follow_copies(facts, cache)
+    return Kept(cache, {s: state[s] for s in state if s not in cache}, frozenset(latent))
 
 
 def _add_habitual(facts: Facts, forwards: "_Forwards", cache: dict[int, str]) -> None:
@@ -118,6 +123,15 @@ _COPYING = frozenset(
 )
 
 
+def _find_copying(facts: Facts) -> list[int]:
+    """Return the ops outside of modules that copy: the program's own, not a layer's."""
+    copies = np.array([name in _COPYING for name in facts.short_names], np.bool_)
+    found: list[int] = np.flatnonzero(
+        copies[facts.code] & (facts.scope < 0) & ~facts.is_backward
+    ).tolist()
+    return found
+
+
 def _follow_copies(facts: Facts, kept: dict[int, str]) -> None:
     """Add what the program itself makes of kept storages: reordered, moved, stacked.
 
@@ -125,9 +139,7 @@ def _follow_copies(facts: Facts, kept: dict[int, str]) -> None:
     """
     if not kept:
         return
-    copies = np.array([name in _COPYING for name in facts.short_names], np.bool_)
-    candidates = copies[facts.code] & (facts.scope < 0) & ~facts.is_backward
-    for op in np.flatnonzero(candidates).tolist():
+    for op in _find_copying(facts):
         layers = [kept[s] for r in facts.rows_in(op) if (s := int(facts.storage[r])) in kept]
         for row in facts.rows_out(op) if layers else ():
             kept.setdefault(int(facts.storage[row]), layers[0])
@@ -201,7 +213,7 @@ def _walk_keys(facts: Facts, flow: Flow, call: AttentionCall, begin: int) -> dic
         if op < begin:
             continue
         if is_product(facts, op):
-            if projected:
+            if projected or name in CONVOLUTIONS:  # what a convolution carries along is a state
                 continue
             projected = True  # a latent: K and V are projected from what is kept
         elif op in call.seconds and call.kind != "fused":
@@ -234,28 +246,90 @@ def _find_states(
     if len(forwards.enter) < 2:
         return {}
     writers = _find_writers(facts, flow, forwards, cache)
+    originals = _find_originals(facts, writers)
+    for copy, original in originals.items():
+        writers[copy] = [*writers[original], *writers.get(copy, ())]
     rows = np.flatnonzero(facts.is_input & np.isin(facts.storage, list(writers)))
     confirmed: dict[int, str] = {}
-    habits: set[tuple[int, int, int]] = set()
+    habits: set[tuple[int, int, str, int]] = set()
     for row in rows.tolist():
         storage, op = int(facts.storage[row]), int(facts.row_op[row])
         reading, module = forwards.number_of(op), int(facts.op_module[op])
         for written, writer in writers[storage]:
             if written < reading and facts.op_module[writer] == module:
-                confirmed[storage] = facts.module_paths[module]
-                habits.add(_habit(facts, storage, writer))
+                for kept in (storage, originals.get(storage, storage)):
+                    confirmed[kept] = facts.module_paths[module]
+                    habits.add(_habit(facts, kept, writer))
     # What the last forward wrote was never read, but the layer does this every time.
     for storage, writes in writers.items():
         for _, writer in writes:
             if _habit(facts, storage, writer) in habits:
                 confirmed.setdefault(storage, facts.module_paths[facts.op_module[writer]])
+    # Nor does a layer always write what it later appends to: at first it may keep an input of its.
+    for storage, layer in list(confirmed.items()):
+        begin = forwards.begin_of(int(facts.born_by[storage]))
+        for source in _find_appended(facts, storage):
+            if 0 <= facts.born_by[source] < begin and not facts.is_owned[source]:
+                confirmed.setdefault(source, layer)
     return confirmed
 
 
-def _habit(facts: Facts, storage: int, writer: int) -> tuple[int, int, int]:
+def _find_appended(facts: Facts, storage: int) -> list[int]:
+    """Return what a storage was concatenated from, if that is how it was made."""
+    op = int(facts.born_by[storage])
+    if op < 0 or facts.short_names[facts.code[op]] != "cat":
+        return []
+    return [int(facts.storage[row]) for row in facts.rows_in(op)]
+
+
+def _find_growing(facts: Facts, state: Mapping[int, str]) -> set[int]:
+    """Return those states that every forward makes longer and reads in full: they are caches.
+
+    Keys that no second product reads are among them, such as those of an indexer that chooses
+    tokens. Of a convolution's state, and of what waits to be compressed, only a slice is kept.
+    """
+    rows = np.flatnonzero(np.isin(facts.storage, list(state)))
+    smallest = dict.fromkeys(state, np.iinfo(np.int64).max)
+    for storage, numel in zip(
+        facts.storage[rows].tolist(), facts.numel_of_rows(rows).tolist(), strict=True
+    ):
+        smallest[storage] = min(smallest[storage], numel)
+    chain: dict[int, set[int]] = {}
+    sliced: set[int] = set()
+    for storage in sorted(state, key=lambda number: int(facts.born_by[number])):
+        older = [source for source in _find_appended(facts, storage) if source in state]
+        if not older:
+            continue
+        mine = chain.setdefault(older[0], {older[0]})
+        mine.add(storage)
+        chain[storage] = mine
+        if smallest[storage] < facts.signature_of(int(facts.birth_row[storage])).numel:
+            sliced |= mine
+    return {storage for storage, mine in chain.items() if not mine & sliced}
+
+
+def _habit(facts: Facts, storage: int, writer: int) -> tuple[int, int, str, int]:
+    """Return module and operator that wrote a storage, and the dtype and rank it was made with."""
     row = int(facts.birth_row[storage])
-    shape = int(facts.signature[row]) if row >= 0 else -1
-    return int(facts.op_module[writer]), int(facts.code[writer]), shape
+    signature = facts.signature_of(row) if row >= 0 else Signature((), (), "", 0)
+    module, code = int(facts.op_module[writer]), int(facts.code[writer])
+    return module, code, signature.dtype, len(signature.shape)
+
+
+def _find_originals(facts: Facts, written: Container[int]) -> dict[int, int]:
+    """Return what the program copied from written storages between forwards, with the original.
+
+    Beam search puts states in another order like that; the layer then reads the copy.
+    """
+    found: dict[int, int] = {}
+    for op in _find_copying(facts):
+        sources = [int(facts.storage[row]) for row in facts.rows_in(op)]
+        sources = [found.get(storage, storage) for storage in sources]
+        sources = [storage for storage in sources if storage in written]
+        for row in facts.rows_out(op) if sources else ():
+            if facts.born_by[facts.storage[row]] == op:
+                found[int(facts.storage[row])] = sources[0]
+    return found
 
 
 def _find_writers(

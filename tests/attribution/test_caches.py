@@ -38,6 +38,7 @@ MLA = {key: value for key, value in SIZES.items() if key != "head_dim"} | {
     "qk_nope_head_dim": 12, "v_head_dim": 10, "n_routed_experts": 4, "num_experts_per_tok": 2,
     "moe_intermediate_size": 20, "first_k_dense_replace": LAYERS, "n_shared_experts": 1,
 }  # fmt: skip
+INDEX_DIM = 14
 NO_HEAD_DIM = {key: value for key, value in SIZES.items() if key != "head_dim"}
 HYBRID = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 
@@ -71,6 +72,21 @@ def make_jamba() -> nn.Module:
         "JambaForCausalLM", **NO_HEAD_DIM, attn_layer_period=2, attn_layer_offset=1,
         expert_layer_period=2, expert_layer_offset=1, num_experts=2, mamba_d_state=8,
         mamba_dt_rank=4, use_mamba_kernels=False,
+    )  # fmt: skip
+
+
+def make_bamba() -> nn.Module:
+    return build(
+        "BambaForCausalLM", **NO_HEAD_DIM, mamba_n_heads=8, mamba_d_head=12, mamba_n_groups=1,
+        mamba_d_state=8, mamba_chunk_size=8, attn_layer_indices=[1],
+    )  # fmt: skip
+
+
+def make_indexed() -> nn.Module:
+    """Return a model whose indexer has keys of its own to choose tokens by."""
+    return build(
+        "DeepseekV32ForCausalLM", **MLA, n_group=1, topk_group=1, index_topk=4, index_n_heads=2,
+        index_head_dim=INDEX_DIM,
     )  # fmt: skip
 
 
@@ -126,6 +142,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], set[str]]] = {
     "bart": (make_bart, {"num_beams": 1}, GROWN | {"cross"}),
     "latent": (lambda: build("DeepseekV3ForCausalLM", **MLA, n_group=1, topk_group=1), {},
                {"latent"}),
+    "indexer": (make_indexed, {}, {"latent"}),
+    "convolved_keys": (lambda: build("ZayaForCausalLM", **SIZES), {}, GROWN | {"state"}),
+    "one_token_to_states": (make_bamba, {"ids": prompt(1)}, GROWN | {"state"}),
     "mamba": (
         lambda: build(
             "MambaForCausalLM", attention=None, vocab_size=VOCABULARY, hidden_size=WIDTH,
@@ -155,6 +174,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], set[str]]] = {
         GROWN | {"state"},
     ),
     "beams": (make_llama, {"num_beams": 3}, GROWN),
+    "beams_of_states": (make_falcon_h1, {"num_beams": 3}, GROWN | {"state"}),
     "beams_in_a_room": (make_llama, {"cache_implementation": "static", "num_beams": 3}, STATIC),
     "beams_of_an_encoder_decoder": (make_t5, {"num_beams": 3}, GROWN | {"cross"}),
     "several_samples": (make_llama, {"do_sample": True, "num_return_sequences": 3}, GROWN),
@@ -239,6 +259,12 @@ def test_latent_is_smaller_than_the_keys_and_values_it_expands_to() -> None:
     run, _truth, _output = generate(model)
     latent = MLA["kv_lora_rank"] + MLA["qk_rope_head_dim"]
     assert set(run.kv_cache()["bytes_per_token"]) == {latent * FLOAT}
+
+
+def test_keys_that_choose_tokens_are_cached_with_the_keys_they_choose() -> None:
+    run, _truth, _output = generate(make_indexed())
+    kept = MLA["kv_lora_rank"] + MLA["qk_rope_head_dim"] + INDEX_DIM
+    assert set(run.kv_cache()["bytes_per_token"]) == {kept * FLOAT}
 
 
 def test_growing_holds_old_and_new_copies_and_heads_are_repeated_to_attend() -> None:
