@@ -140,8 +140,11 @@ class CacheLayer:
         if call is None or self.category is Category.RECURRENT_STATE:
             return reachable, None
         if not self._in_place:
-            share = reachable / needed if needed and not self._is_packed else 1
-            return reachable, round(call.k_len * share)
+            tokens = None if self._is_packed else self._count_tokens(forward, live)
+            if tokens is None:
+                share = reachable / needed if needed and not self._is_packed else 1
+                tokens = round(call.k_len * share)
+            return reachable, tokens
         token_bytes = self._slot_bytes
         if not token_bytes:
             return reachable, None
@@ -155,6 +158,36 @@ class CacheLayer:
         )
         tokens = min(written // token_bytes, capacity)
         return tokens * token_bytes, tokens
+
+    def _count_tokens(self, forward: Forward, live: Ints) -> int | None:
+        """Return how long live storages are where new tokens are appended, if all agree."""
+        counts = set[int | None]()
+        for storage in self.blocks.storage[live].tolist():
+            view = self._use.find_view(storage, forward.exit_op)
+            rank = len(view.shape) if view else 0
+            dims = self._growing_dims.get(storage) or self._growing_dims.get(-rank, set())
+            dim = next(iter(dims)) if len(dims) == 1 else rank
+            counts.add(view.shape[dim] if view and dim < rank else None)
+        return counts.pop() if len(counts) == 1 else None
+
+    @cached_property
+    def _growing_dims(self) -> dict[int, set[int]]:
+        """Dimensions in which storages are concatenated; below 0, those of all of minus that rank.
+
+        What attention reads is not always what is kept: some tokens may be dropped when it has.
+        """
+        facts, found = self._use.facts, dict[int, set[int]]()
+        readers = {op for s in self._storages for op in self._use.readers_of(s).tolist()}
+        for op in sorted(readers):
+            own = [row for row in facts.rows_in(op) if int(facts.storage[row]) in self._storages]
+            if facts.short_names[facts.code[op]] != "cat" or len(own) != 1:
+                continue
+            old, (row, *_) = facts.signature_of(own[0]).shape, facts.rows_out(op)
+            new = facts.signature_of(row).shape
+            longer = {dim for dim, (a, b) in enumerate(zip(old, new, strict=False)) if a != b}
+            for key in (int(facts.storage[own[0]]), int(facts.storage[row]), -len(new)):
+                found[key] = found.get(key, set()) | longer
+        return found
 
     def _call_before(self, forward: Forward) -> AttentionCall | None:
         """Return the layer's newest call, up to and including those of a forward."""

@@ -223,9 +223,11 @@ _AS_THEY_ARE = frozenset(CacheKind) - {CacheKind.QUANTISED, CacheKind.LATENT, Ca
 """Kinds that keep K and V as attention reads them, but for heads that are repeated to attend."""
 
 
-def _count_kv_heads(call: AttentionCall, kind: CacheKind, bytes_per_token: float) -> int:
+def _count_kv_heads(
+    call: AttentionCall, kind: CacheKind, dtype: str, bytes_per_token: float
+) -> int:
     """Return the heads that are kept: fused kernels may be given repeated ones."""
-    pair_bytes = 2 * call.head_dim * ITEM_BYTES.get(call.dtype, 1)
+    pair_bytes = 2 * call.head_dim * ITEM_BYTES.get(dtype, 1)
     if kind in _AS_THEY_ARE and pair_bytes and 0 < bytes_per_token < call.kv_heads * pair_bytes:
         heads, rest = divmod(bytes_per_token, pair_bytes)
         return call.kv_heads if rest else int(heads)
@@ -243,7 +245,7 @@ def _describe_content(
     return {
         "dtype": content.dtype,
         "batch": batch,
-        "kv_heads": _count_kv_heads(call, kind, each or 0.0) if call else None,
+        "kv_heads": _count_kv_heads(call, kind, content.dtype, each or 0.0) if call else None,
         "head_dim": call.head_dim if call else None,
         "tokens": tokens,
         "held_bytes": content.held_bytes,

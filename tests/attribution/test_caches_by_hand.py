@@ -33,6 +33,8 @@ Store = Callable[[Any, Tensor, Tensor, int], tuple[Any, Tensor, Tensor]]
 TOKEN = BATCH * WIDTH * FLOAT
 """Bytes of K, or of V, of one token of every sequence."""
 ROOM = 24
+SHORT = 4
+"""Tokens that `drop_older` keeps."""
 
 
 class Layer(nn.Module):
@@ -110,6 +112,18 @@ def offload(past: Any, key: Tensor, value: Tensor, start: int) -> tuple[Any, Ten
     return [part.to("cpu", copy=True) for part in (key, value)], key, value
 
 
+def drop_older(past: Any, key: Tensor, value: Tensor, start: int) -> tuple[Any, Tensor, Tensor]:
+    """Attend to all, and keep the first token and the last ones."""
+    _past, key, value = concatenate(past, key, value, start)
+    kept = [torch.cat([part[:, :, :1], part[:, :, 1 - SHORT :]], 2) for part in (key, value)]
+    return kept, key, value
+
+
+def store_half(past: Any, key: Tensor, value: Tensor, start: int) -> tuple[Any, Tensor, Tensor]:
+    kept, _key, _value = concatenate(past, key.bfloat16(), value.bfloat16(), start)
+    return kept, kept[0].float(), kept[1].float()
+
+
 def embed(tokens: int = PROMPT) -> Tensor:
     return torch.randn(BATCH, tokens, WIDTH)
 
@@ -175,6 +189,18 @@ def test_slices_of_a_room_say_how_much_of_it_is_used() -> None:
 def test_bytes_per_token_follow_the_dtype_that_is_kept(store: Store, bytes_per_number: int) -> None:
     run, _truth = decode(store)
     assert set(run.kv_cache()["bytes_per_token"]) == {2 * WIDTH * bytes_per_number}
+
+
+def test_tokens_that_were_attended_to_and_dropped_are_not_counted() -> None:
+    run, truth = decode(drop_older)
+    assert held_by_forward(run) == [h.held_bytes for h in truth]
+    assert set(run.kv_cache()["tokens"]) == {SHORT}
+    assert set(run.kv_cache()["bytes_per_token"]) == {2 * WIDTH * FLOAT}
+
+
+def test_heads_are_those_that_are_kept_in_a_shorter_dtype() -> None:
+    run, _truth = decode(store_half)
+    assert set(run.kv_cache().select("dtype", "kv_heads").rows()) == {("bfloat16", HEADS)}
 
 
 def test_dequantised_copies_are_transient() -> None:
