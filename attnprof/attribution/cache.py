@@ -1,7 +1,7 @@
 """KV caches and recurrent states: what inference keeps from one forward to the next."""
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,20 +36,23 @@ def find_kept(facts: Facts, flow: Flow, timeline: Timeline, calls: list[Attentio
     forwards = _Forwards(facts, timeline)
     cache: dict[int, str] = {}
     latent: set[int] = set()
+    originals = _find_originals(facts)
     for call in calls:
         leave = forwards.end_of(call.ops[0])
         # Linear attention sums its keys and values up: what it carries is a state.
         if leave >= 0 and call.kind is not AttentionKind.LINEAR:
             begin = forwards.begin_of(call.ops[0])
             for storage, projected in _walk_keys(facts, flow, call, begin).items():
+                original = originals.get(storage, storage)
                 if forwards.outlives(storage, leave) or forwards.is_from_before(
-                    storage, call.ops[0]
+                    original, call.ops[0]
                 ):
+                    cache.setdefault(original, call.layer)
                     cache.setdefault(storage, call.layer)
                     if projected:
                         latent.add(storage)
     _add_habitual(facts, forwards, cache)
-    state = _find_states(facts, flow, forwards, cache)
+    state = _find_states(facts, flow, forwards, cache, originals)
     _follow_copies(facts, state)
     layers = sorted({call.layer for call in calls}, key=len)
     for storage in _find_growing(facts, state):
@@ -240,15 +243,19 @@ def _may_be_kept(facts: Facts, flow: Flow, row: int, made: int) -> bool:
 
 
 def _find_states(
-    facts: Facts, flow: Flow, forwards: _Forwards, cache: dict[int, str]
+    facts: Facts,
+    flow: Flow,
+    forwards: _Forwards,
+    cache: dict[int, str],
+    originals: Mapping[int, int],
 ) -> dict[int, str]:
     """Return storages that a layer writes in one forward and reads in the next."""
     if len(forwards.enter) < 2:
         return {}
     writers = _find_writers(facts, flow, forwards, cache)
-    originals = _find_originals(facts, writers)
     for copy, original in originals.items():
-        writers[copy] = [*writers[original], *writers.get(copy, ())]
+        if original in writers:
+            writers[copy] = [*writers[original], *writers.get(copy, ())]
     rows = np.flatnonzero(facts.is_input & np.isin(facts.storage, list(writers)))
     confirmed: dict[int, str] = {}
     habits: set[tuple[int, int, str, int]] = set()
@@ -316,19 +323,17 @@ def _habit(facts: Facts, storage: int, writer: int) -> tuple[int, int, str, int]
     return module, code, signature.dtype, len(signature.shape)
 
 
-def _find_originals(facts: Facts, written: Container[int]) -> dict[int, int]:
-    """Return what the program copied from written storages between forwards, with the original.
+def _find_originals(facts: Facts) -> dict[int, int]:
+    """Return what the program copied between forwards, each copy with its original.
 
-    Beam search puts states in another order like that; the layer then reads the copy.
+    Beam search puts caches and states in another order like that; layers then read the copies.
     """
     found: dict[int, int] = {}
     for op in _find_copying(facts):
         sources = [int(facts.storage[row]) for row in facts.rows_in(op)]
-        sources = [found.get(storage, storage) for storage in sources]
-        sources = [storage for storage in sources if storage in written]
         for row in facts.rows_out(op) if sources else ():
             if facts.born_by[facts.storage[row]] == op:
-                found[int(facts.storage[row])] = sources[0]
+                found[int(facts.storage[row])] = found.get(sources[0], sources[0])
     return found
 
 

@@ -337,3 +337,14 @@ def test_quantised_cache_counts_what_it_packs_and_what_waits_to_be_packed(backen
     )
     assert held_by_forward(run) == [h.held_bytes for h in truth]
     assert set(run.kv_cache()["kind"]) == {"quantised"}
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_floats_of_eight_bits_are_held_with_their_scales(beams: int) -> None:
+    run, truth, _output = generate(
+        make_llama(), cache_implementation="quantized", cache_config={"backend": "fp8"},
+        num_beams=beams,
+    )  # fmt: skip
+    scales = 2 * LAYERS * FLOAT  # one each for K and V; `measure` leaves single numbers out
+    assert held_by_forward(run) == [h.held_bytes + scales for h in truth]
+    assert set(run.kv_cache()["kind"]) == {"quantised"}
