@@ -227,8 +227,8 @@ CONTEXTS = (4 * 2**10, 8 * 2**10, 32 * 2**10, 128 * 2**10)
 def list_fits(
     layers: Sequence[LayerCache], *, room_bytes: int, contexts: Sequence[int] = CONTEXTS
 ) -> list[Fit]:
-    """Return the largest batch per context; none where nothing is kept."""
-    if not layers:
+    """Return the largest batch per context; none where a layer's bytes per token are not known."""
+    if not layers or not all(layer.tokens or layer.is_state for layer in layers):
         return []
     return [
         Fit(

@@ -62,6 +62,8 @@ class Content:
     """What is held, but for what the allocator rounded up."""
     reachable_bytes: int
     used_bytes: int
+    newest_bytes: int
+    """Of those, what the forward's own tokens are in: other answers' caches may be left."""
     tokens: int | None
     dtype: str
     blocks: dict[str, int | None]
@@ -81,6 +83,7 @@ class CacheLayer:
         *,
         latent: frozenset[int] = frozenset(),
         tables: BlockTables | None = None,
+        is_continued: bool = False,
     ) -> None:
         """Look at one layer.
 
@@ -92,11 +95,12 @@ class CacheLayer:
             calls: By number of the forward, the call that read most of its keys.
             latent: Storages of any layer from which K and V are projected.
             tables: What an engine said of the blocks of its paged caches.
+            is_continued: Whether its first forward is decode: the trace began in the middle.
         """
         self.path, self.category, self.blocks = path, category, blocks
         self._use, self._calls = use, calls
         self._storages = set(blocks.storage.tolist())
-        self._tables = tables
+        self._tables, self._is_continued = tables, is_continued
         self._written: dict[int, tuple[list[int], list[int]]] = {}
         self._is_latent = bool(latent & self._storages)
 
@@ -111,7 +115,7 @@ class CacheLayer:
         own, place = self.blocks, forward.settled_event
         live = np.flatnonzero((own.start < place) & (own.end >= place))
         held, needed = int(own.size_bytes[live].sum()), int(own.needed_bytes[live].sum())
-        reachable, by_dtype = 0, dict[str, int]()
+        reachable, newest, by_dtype = 0, 0, dict[str, int]()
         for at in live.tolist():
             storage, size = int(own.storage[at]), int(own.needed_bytes[at])
             view = self._use.find_view(storage, forward.exit_op)
@@ -120,6 +124,8 @@ class CacheLayer:
                 continue
             shown = size if storage in self._in_place else count_distinct(view) * view.item_bytes
             reachable += min(shown, size)
+            if self._use.is_used(storage, forward.enter_op, forward.exit_op):
+                newest += min(shown, size)
             seen = self._dtype_of(storage, view.dtype)
             by_dtype[seen] = by_dtype.get(seen, 0) + size
         call = self._call_before(forward)
@@ -131,7 +137,8 @@ class CacheLayer:
             tokens = table["tokens"]
             used = tokens * self._slot_bytes
             blocks = describe_blocks(table, self._slot_bytes)
-        return Content(held, needed, reachable, used, tokens, dtype, blocks)
+        newest = 0 if self._in_place else newest
+        return Content(held, needed, reachable, used, newest, tokens, dtype, blocks)
 
     def _count_used(
         self, forward: Forward, live: Ints, needed: int, reachable: int, call: AttentionCall | None
@@ -151,6 +158,8 @@ class CacheLayer:
         capacity = needed // token_bytes
         if call.k_len < capacity:  # it reads what was written, and not the room after it
             return call.k_len * token_bytes, call.k_len
+        if self._is_unknown(forward, live):
+            return reachable, None
         written = sum(
             min(self._written_before(int(self.blocks.storage[at]), forward.exit_op), size)
             for at in live.tolist()
@@ -158,6 +167,18 @@ class CacheLayer:
         )
         tokens = min(written // token_bytes, capacity)
         return tokens * token_bytes, tokens
+
+    def _is_unknown(self, forward: Forward, live: Ints) -> bool:
+        """Return whether tokens were written before the trace began: nobody saw how many."""
+        if not self._is_continued:
+            return False
+        storages = self.blocks.storage[live].tolist()
+        cleared = (
+            any(w.op < forward.exit_op and not w.size_bytes for w in self._use.writes_of(storage))
+            for storage in storages
+            if self._use.facts.born_by[storage] < 0
+        )
+        return not all(cleared)
 
     def _count_tokens(self, forward: Forward, live: Ints) -> int | None:
         """Return how long live storages are where new tokens are appended, if all agree."""
@@ -236,17 +257,20 @@ class CacheLayer:
         """Bytes that one token of every sequence takes in storages that are written in place.
 
         Of a prompt longer than a window only the last tokens are written, and fill all of it: then
-        the room has as many slots as later calls read keys.
+        the room has as many slots as later calls read keys. Kernels are given more queries than
+        there are tokens where these stand for heads that share a key.
         """
         for number in self._call_numbers.tolist():
             call = self._calls[number]
-            written = room = 0
+            written = room = slots = 0
             for storage in self._in_place:
                 own = [w for w in self._use.writes_of(storage) if self._is_own(w.op)]
-                before = sum(w.size_bytes for w in own if w.op <= call.ops[0])
+                own = [w for w in own if w.op <= call.ops[0]]
+                before = sum(w.size_bytes for w in own)
                 written += before
                 room += self._size_of(storage) if before else 0
-            slots = call.q_len
+                slots = max(slots, sum(w.slots for w in own))
+            slots = min(slots or call.q_len, call.q_len)
             if written == room:
                 slots = min(slots, *(other.k_len for other in self._calls.values()))
             if written and slots:

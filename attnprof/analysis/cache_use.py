@@ -21,6 +21,8 @@ class Write:
     op: int
     size_bytes: int
     """Bytes of the storage that it wrote; 0 for an op that only clears."""
+    slots: int = 0
+    """Tokens that it wrote, where its operands differ from the storage in one dimension; else 0."""
 
 
 class CacheUse:
@@ -48,10 +50,21 @@ class CacheUse:
         rows = self.rows_of(storage)
         return np.unique(self.facts.row_op[rows[self.facts.is_input[rows]]])
 
+    def is_used(self, storage: int, begin: int, end: int) -> bool:
+        """Return whether an op from ``begin`` on and before ``end`` takes or returns a storage."""
+        ops = self.facts.row_op[self.rows_of(storage)]
+        return bool(np.searchsorted(ops, begin) < np.searchsorted(ops, end))
+
     def dtypes_of(self, storage: int) -> list[str]:
-        """Return the dtypes through which a storage is seen, in order of first use."""
-        numbers = dict.fromkeys(self.facts.signature[self.rows_of(storage)].tolist())
-        return list(dict.fromkeys(self.facts.signatures[number].dtype for number in numbers))
+        """Return the dtypes through which modules see a storage, in order of first use.
+
+        Those that the program sees it through where no module does: ``copy.deepcopy`` copies bytes.
+        """
+        rows = self.rows_of(storage)
+        inside = rows[self.facts.op_module[self.facts.row_op[rows]] >= 0]
+        numbers = self.facts.signature[inside if len(inside) else rows].tolist()
+        signatures = (self.facts.signatures[number] for number in dict.fromkeys(numbers))
+        return list(dict.fromkeys(signature.dtype for signature in signatures))
 
     def find_view(self, storage: int, op: int) -> Signature | None:
         """Return the view of a storage that is left when ``op`` begins.
@@ -100,9 +113,12 @@ class CacheUse:
             for r in facts.rows_in(op)
             if facts.storage[r] != facts.storage[row]
         ]
-        elements = [s.numel for s in sources if s.dtype not in _NUMBERS]
-        written = min(max(elements, default=0), count_distinct(region))
-        return Write(op, written * region.item_bytes)
+        sources = [source for source in sources if source.dtype not in _NUMBERS]
+        largest = max(sources, key=lambda source: source.numel, default=None)
+        written = min(largest.numel if largest else 0, count_distinct(region))
+        whole = facts.signature_of(int(self.rows_of(int(facts.storage[row]))[0]))
+        slots = _count_slots(whole, region, *sources) if written else 0
+        return Write(op, written * region.item_bytes, slots)
 
     @cached_property
     def gathers(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -117,6 +133,17 @@ class CacheUse:
         readers = self.readers_of(storage)
         readers = readers[self.facts.op_module[readers] >= 0]
         return bool(self.gathers[self.facts.code[readers]].any())
+
+
+def _count_slots(whole: Signature, *parts: Signature) -> int:
+    """Return the length of the first part that is shorter in one dimension, or 0 without any."""
+    for part in parts:
+        if len(part.shape) == len(whole.shape):
+            sizes = zip(part.shape, whole.shape, strict=True)
+            shorter = [size for size, most in sizes if size != most]
+            if len(shorter) == 1:
+                return shorter[0]
+    return 0
 
 
 def count_distinct(signature: Signature) -> int:

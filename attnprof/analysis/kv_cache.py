@@ -16,7 +16,7 @@ from attnprof.analysis.live_bytes import LiveBytes
 from attnprof.attribution.attribute import Attribution
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import ITEM_BYTES, Ints
-from attnprof.vocabulary import Category
+from attnprof.vocabulary import Category, Phase
 
 SCHEMA = {
     "step": pl.Int64,
@@ -95,6 +95,7 @@ def _find_layers(attribution: Attribution, forwards: list[Forward]) -> list[Cach
     use = CacheUse(attribution.facts, set(storages.tolist()))
     calls = _find_calls(attribution, forwards)
     tables = BlockTables(attribution.facts)
+    phases = {forward.number: forward.phase for forward in forwards}
     paths = frame["layer"].cast(pl.String).gather(positions).fill_null("").to_list()
     shares: dict[tuple[str, str], list[tuple[int, int, int]]] = {}
     for position, path, category in zip(
@@ -115,6 +116,7 @@ def _find_layers(attribution: Attribution, forwards: list[Forward]) -> list[Cach
             calls.get(path, {}),
             latent=attribution.kept.latent,
             tables=tables,
+            is_continued=phases.get(min(calls.get(path, {0}))) == Phase.DECODE,
         )
         for (path, category), own in shares.items()
     ]
@@ -202,21 +204,31 @@ def _describe(
     contents = [layer.content_after(forward) for forward in forwards]
     kind = layer.name_kind(forwards, contents)
     transients = _Transients(layer, copies)
-    return [
-        {
-            "step": forward.step,
-            "forward": forward.number,
-            "phase": forward.phase,
-            "layer": layer.path,
-            "category": layer.category.value,
-            "kind": kind.value,
-            **_describe_content(content, kind, forward, layer.call_of(forward)),
-            **transients.measure(forward, content.held_bytes),
-            **content.blocks,
-        }
-        for forward, content in zip(forwards, contents, strict=True)
-        if content.held_bytes
-    ]
+    rows: list[dict[str, object]] = []
+    each: float | None = None
+    for forward, content in zip(forwards, contents, strict=True):
+        call = None if kind is CacheKind.STATE else layer.call_of(forward)
+        batch = call.batch if call else forward.batch
+        if content.tokens and (content.newest_bytes or each is None):
+            own_bytes = content.newest_bytes or content.used_bytes
+            each = own_bytes / (content.tokens * (batch or 1))
+        if not content.held_bytes:
+            continue
+        rows.append(
+            {
+                "step": forward.step,
+                "forward": forward.number,
+                "phase": forward.phase,
+                "layer": layer.path,
+                "category": layer.category.value,
+                "kind": kind.value,
+                "batch": batch,
+                **_describe_content(content, kind, call, each if content.tokens else None),
+                **transients.measure(forward, content.held_bytes),
+                **content.blocks,
+            }
+        )
+    return rows
 
 
 _AS_THEY_ARE = frozenset(CacheKind) - {CacheKind.QUANTISED, CacheKind.LATENT, CacheKind.STATE}
@@ -235,19 +247,14 @@ def _count_kv_heads(
 
 
 def _describe_content(
-    content: Content, kind: CacheKind, forward: Forward, call: AttentionCall | None
+    content: Content, kind: CacheKind, call: AttentionCall | None, each: float | None
 ) -> dict[str, object]:
-    if kind is CacheKind.STATE:
-        call = None  # what a call of linear attention takes for heads is none of a state's
-    tokens = content.tokens
-    batch = call.batch if call else forward.batch
-    each = content.used_bytes / (tokens * (batch or 1)) if tokens else None
+    """Return the columns of what a layer holds; ``each`` is the bytes of one sequence's token."""
     return {
         "dtype": content.dtype,
-        "batch": batch,
         "kv_heads": _count_kv_heads(call, kind, content.dtype, each or 0.0) if call else None,
         "head_dim": call.head_dim if call else None,
-        "tokens": tokens,
+        "tokens": content.tokens,
         "held_bytes": content.held_bytes,
         "reachable_bytes": content.reachable_bytes,
         "used_bytes": content.used_bytes,

@@ -104,7 +104,7 @@ def _name_inference_phases(
             continue
         extends = any(c.q_len < c.k_len for c in inside) or not inside
         is_chunk = prefill is not None and not _reads_results(facts, kept, prefill, int(end))
-        is_new = since < 0 or (extends and starts_anew(facts, kept, since, int(begin), int(end)))
+        is_new = extends and starts_anew(facts, kept, since, int(begin), int(end))
         is_decode = extends and not is_new and not is_chunk
         span = timeline.phase[begin:end]
         span[span == PHASE[Phase.FORWARD]] = PHASE[Phase.DECODE if is_decode else Phase.PREFILL]

@@ -44,8 +44,10 @@ def find_kept(facts: Facts, flow: Flow, timeline: Timeline, calls: list[Attentio
             begin = forwards.begin_of(call.ops[0])
             for storage, projected in _walk_keys(facts, flow, call, begin).items():
                 original = originals.get(storage, storage)
-                if forwards.outlives(storage, leave) or forwards.is_from_before(
-                    original, call.ops[0]
+                if (
+                    forwards.outlives(storage, leave)
+                    or forwards.is_from_before(original, call.ops[0])
+                    or facts.born_by[storage] < 0  # older than the trace
                 ):
                     cache.setdefault(original, call.layer)
                     cache.setdefault(storage, call.layer)
@@ -95,12 +97,13 @@ _CLEARING = frozenset({"zero_", "fill_"})
 def starts_anew(facts: Facts, kept: Kept, since: int, begin: int, end: int) -> bool:
     """Return whether a forward finds nothing in the caches and states that it uses.
 
-    They are made in it, or were made empty or cleared since the forward before it.
+    They are made in it, or were made empty or cleared since the forward before it. Of what is older
+    than the trace nobody saw what is in it: then it is decode if single tokens come in.
 
     Args:
         facts: The run's tables.
         kept: What inference keeps.
-        since: The first op after the forward before it.
+        since: The first op after the forward before it; -1 for the first one of the run.
         begin: Its first op.
         end: The first op after it.
     """
@@ -108,6 +111,9 @@ def starts_anew(facts: Facts, kept: Kept, since: int, begin: int, end: int) -> b
     read = np.unique(facts.storage[rows][facts.is_input[rows]])
     older = read[facts.born_by[read] < begin].tolist()
     older = [s for s in older if s in kept.cache or s in kept.state]
+    if since < 0 and facts.first_input_shape(begin, end)[1:2] != (1,):
+        return True
+    since = max(since, 0)
     cleared = {
         int(facts.storage[row])
         for op in range(since, begin)

@@ -86,6 +86,8 @@ def _render_fit(layers: Sequence[LayerCache], room_bytes: int) -> RenderableType
         [format_length(fit.tokens), str(fit.sequences), format_bytes(fit.sequence_bytes)]
         for fit in list_fits(layers, room_bytes=room_bytes)
     ]
+    if not rows:
+        return Text("not known: a layer's tokens were not seen; trace from the prompt on")
     columns = [
         Column("context", right=True),
         Column("sequences", right=True),

@@ -1,5 +1,6 @@
 """Caches that are reset, cropped, handed on or filled elsewhere, against what the program holds."""
 
+import copy
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from tests.attribution.cache_programs import (
     FLOAT,
     HEAD_DIM,
     HEADS,
+    KV_HEADS,
     LAYERS,
     NEW,
     PROMPT,
@@ -115,6 +117,71 @@ def test_cache_that_is_cropped_goes_on_from_what_is_left() -> None:
     assert reachable_by_forward(tracer.run) == [h.reachable_bytes for h in truth]
     tokens = tracer.run.kv_cache().filter(pl.col("layer") == ATTENTION)["tokens"].to_list()
     assert tokens == [PROMPT, PROMPT + 1, PROMPT + 2, PROMPT + 3 - 4, PROMPT + 4 - 4]
+
+
+def decode_on(model: nn.Module, cache: Any, ids: Tensor, forwards: int) -> Tensor:
+    for _ in range(forwards):
+        output = model(ids, past_key_values=cache)
+        ids = output.logits[:, -1:].argmax(-1)
+        del output
+    return ids
+
+
+def test_copies_of_a_prompts_cache_are_held_beside_it() -> None:
+    """`copy.deepcopy` is how transformers' guide uses a prompt again; it copies bytes."""
+    from transformers import DynamicCache
+
+    model = make_llama(num_hidden_layers=1)
+    first, truth = DynamicCache(config=model.config), []
+    with attnprof.trace(samples_per_second=0) as tracer, torch.no_grad():
+        ids = decode_on(model, first, prompt(), 1)
+        caches = [first]
+        truth.append(measure(caches).held_bytes)
+        for _ in range(2):
+            caches.append(copy.deepcopy(first))
+            for _ in range(2):
+                ids = decode_on(model, caches[-1], ids, 1)
+                truth.append(measure(caches).held_bytes)
+    frame = tracer.run.kv_cache()
+    assert held_by_forward(tracer.run) == truth
+    assert frame["tokens"].to_list() == [PROMPT, *2 * [PROMPT + 1, PROMPT + 2]]
+    assert set(frame["bytes_per_token"]) == {2 * KV_HEADS * HEAD_DIM * FLOAT}
+    assert set(frame["kind"]) == {"grown"}
+
+
+def test_trace_that_begins_while_decoding_has_the_older_tokens_too() -> None:
+    from transformers import DynamicCache
+
+    model = make_llama(num_hidden_layers=1)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        ids = decode_on(model, cache, prompt(), 1)
+        with attnprof.trace(samples_per_second=0) as tracer:
+            decode_on(model, cache, ids, 2)
+    frame = tracer.run.kv_cache()
+    part = BATCH * KV_HEADS * HEAD_DIM * FLOAT  # K, or V, of one token
+    assert frame["phase"].to_list() == ["decode"] * 2
+    assert frame["tokens"].to_list() == [PROMPT + 1, PROMPT + 2]
+    assert frame["growing_bytes"].to_list() == [PROMPT * part, (PROMPT + 1) * part]
+
+
+def test_room_that_was_filled_before_the_trace_does_not_say_how_far() -> None:
+    from transformers import StaticCache
+
+    model, room = make_llama(attention="sdpa", num_hidden_layers=1), 20
+    cache = StaticCache(config=model.config, max_cache_len=room)
+    with torch.no_grad():
+        ids = decode_on(model, cache, prompt(), 1)
+        with attnprof.trace(samples_per_second=0) as tracer:
+            decode_on(model, cache, ids, 2)
+        with attnprof.trace(samples_per_second=0) as later:
+            cache.reset()
+            decode_on(model, cache, ids, 2)
+    token = BATCH * 2 * KV_HEADS * HEAD_DIM * FLOAT
+    rows = tracer.run.kv_cache().select("phase", "tokens", "held_bytes", "used_bytes").rows()
+    assert rows == 2 * [("decode", None, room * token, room * token)]
+    rows = later.run.kv_cache().select("phase", "tokens", "used_bytes").rows()
+    assert rows == [("prefill", 1, token), ("decode", 2, 2 * token)]
 
 
 def test_cache_that_another_thread_fills_is_seen() -> None:
