@@ -40,7 +40,7 @@ class Timeline:
     forward_exit: Ints
     """Per entry of `forward_end`, the first op after the outermost module returned."""
     forward_has_grad: Bools
-    """Per entry of `forward_end`, whether gradients were enabled."""
+    """Per entry of `forward_end`, whether gradients were enabled and autograd had to do with it."""
     settled_ns: Ints
     """Per entry of `forward_end`, the instant: what is live then, autograd (or the user) holds."""
     counted: Ints
@@ -60,6 +60,7 @@ def find_timeline(facts: Facts) -> Timeline:
     enters: Ints = facts.scopes["enter_op"][outer][order]
     exits: Ints = facts.scopes["exit_op"][outer][order]
     grads: Bools = (facts.scopes["flags"][outer][order] & GRAD_ENABLED) != 0
+    grads &= ~_made_no_nodes(facts, enters, exits)
     step_begin, counted = _insert_counted(
         _find_step_begins(facts.count, enters, marks), facts.stored.columns("counted_steps")
     )
@@ -86,6 +87,25 @@ def find_timeline(facts: Facts) -> Timeline:
         settled_ns=_find_settled_times(facts, ends, exits, marks),
         counted=counted,
     )
+
+
+def _made_no_nodes(facts: Facts, enters: Ints, exits: Ints) -> Bools:
+    """Return which forwards left autograd nothing: no parameter of theirs asks for gradients.
+
+    Autograd numbers its nodes per thread, and none was made if the number is what it was. An op
+    shows its own node too, the last node may show in the next op only.
+    """
+    result = np.zeros(len(enters), np.bool_)
+    if not len(facts.seq):
+        return result
+    for thread in np.unique(facts.thread):
+        ops = np.flatnonzero(facts.thread == thread)
+        first, after = np.searchsorted(ops, enters), np.searchsorted(ops, exits)
+        known = np.flatnonzero((after < len(ops)) & (after - first > 1))
+        known = known[facts.thread[enters[known]] == thread]
+        before = ops[np.maximum(first[known] - 1, 0)]
+        result[known] = facts.seq[before] == facts.seq[ops[after[known]]]
+    return result
 
 
 def _find_step_begins(count: int, enters: Ints, marks: dict[str, Ints]) -> Ints:

@@ -49,5 +49,11 @@ def kv(
         room = None if target is None else target.available_bytes - weights_bytes
         print(render_kv_json(summary, room_bytes=room))
     else:
-        print_report(render_kv_cache(summary, weights_bytes=weights_bytes, device=target))
+        has_backward = (names == Category.GRADIENTS.value).any()
+        forwards = 0 if has_backward else int(loaded.attribution.timeline.forward_has_grad.sum())
+        print_report(
+            render_kv_cache(
+                summary, weights_bytes=weights_bytes, device=target, forwards_with_grad=forwards
+            )
+        )
     return 0

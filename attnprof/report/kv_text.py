@@ -24,7 +24,11 @@ from attnprof.units import format_bytes, format_length
 
 
 def render_kv_cache(
-    summary: CacheSummary | None, *, weights_bytes: int, device: Device | None = None
+    summary: CacheSummary | None,
+    *,
+    weights_bytes: int,
+    device: Device | None = None,
+    forwards_with_grad: int = 0,
 ) -> RenderableType:
     """Return the report of ``attnprof kv``.
 
@@ -32,12 +36,10 @@ def render_kv_cache(
         summary: The run's caches; None where it has none.
         weights_bytes: What the run's parameters take.
         device: The accelerator to fill; none for no answer to that.
+        forwards_with_grad: How many forwards autograd took part in, if no backward followed.
     """
     if summary is None:
-        return Text(
-            "No forward without gradients left a KV cache or a state behind. If an engine owns "
-            "its memory, name it with attnprof.tag(tensor, 'kv_cache')."
-        )
+        return _explain_none(forwards_with_grad)
     sections: list[tuple[str, RenderableType | None]] = [
         *list_cache_tables(summary),
         ("The same tokens in other forms", _render_forms(summary.layers)),
@@ -54,6 +56,19 @@ def render_kv_cache(
         if table is not None:
             parts += [Text(), heading(title), Padding(table, (0, 0, 0, 2))]
     return Group(*parts)
+
+
+def _explain_none(forwards_with_grad: int) -> Text:
+    text = "No forward without gradients left a KV cache or a state behind."
+    if forwards_with_grad:
+        forwards = "1 forward" if forwards_with_grad == 1 else f"{forwards_with_grad} forwards"
+        text += (
+            f" {forwards} kept what a backward needs instead, and none followed: decode under "
+            "torch.no_grad() or torch.inference_mode()."
+        )
+    return Text(
+        f"{text} If an engine owns its memory, name it with attnprof.tag(tensor, 'kv_cache')."
+    )
 
 
 def _render_forms(layers: Sequence[LayerCache]) -> RenderableType | None:

@@ -184,6 +184,18 @@ def test_room_that_was_filled_before_the_trace_does_not_say_how_far() -> None:
     assert rows == [("prefill", 1, token), ("decode", 2, 2 * token)]
 
 
+def test_frozen_model_decodes_without_no_grad_as_with_it() -> None:
+    from transformers import DynamicCache
+
+    model = make_llama(num_hidden_layers=1).requires_grad_(False)
+    watch = Watch(model)
+    with attnprof.trace(samples_per_second=0) as tracer:
+        decode_on(model, DynamicCache(config=model.config), prompt(), NEW)
+    assert held_by_forward(tracer.run) == [h.held_bytes for h in watch.holdings]
+    assert list_phases(tracer.run) == ONE_ANSWER
+    assert not tracer.run.allocations["saved"].any()
+
+
 def test_cache_that_another_thread_fills_is_seen() -> None:
     watch = Watch(model := make_llama())
     kept = []

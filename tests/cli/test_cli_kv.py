@@ -75,6 +75,20 @@ def test_run_without_a_cache_says_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "No forward without gradients" in capsys.readouterr().out
 
 
+def test_decoding_with_gradients_on_is_told_how_to_leave_them_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Model(concatenate).eval()
+    with attnprof.trace(tmp_path / "run", samples_per_second=0):
+        output, past = model(embed(), [None] * LAYERS, 0)
+        output, past = model(output[:, -1:], past, PROMPT)
+        output.argmax()
+    assert main(["kv", str(tmp_path / "run")]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "2 forwards kept what a backward needs instead" in text
+    assert "torch.no_grad()" in text
+
+
 def test_unknown_device_is_one_line(decoded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kv", str(decoded), "--device", "H1000"]) == 2
     assert "no device named 'H1000'" in capsys.readouterr().err
