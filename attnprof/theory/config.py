@@ -13,7 +13,8 @@ from attnprof.theory.architecture import Architecture, Experts, Latent
 
 _WINDOWED = ("sliding_attention",)
 _LAYER_KINDS = ("full_attention", "attention", *_WINDOWED)
-_STATE_SPACE_PREFIXES = ("mamba_", "ssm_", "rwkv_")
+_STATE_SPACE_PREFIXES = ("mamba_", "ssm_", "rwkv_", "lru_", "chunkwise_")
+"""Beginnings of keys that only layers with a state have; the last is of xLSTM's kernels."""
 _GATED_ACTIVATIONS = ("silu", "swish", "swiglu", "geglu", "reglu")
 _POSITION_KEYS = (
     "rope_theta", "rope_parameters", "rope_scaling", "rotary_dim", "rotary_pct", "rotary_emb_base",
@@ -127,6 +128,9 @@ class _Keys:
             raise self.error("its layers differ in shape (per_layer_config)")
         if states := sorted(k for k in self.config if k.startswith(_STATE_SPACE_PREFIXES)):
             raise self.error(f"some of its layers are no attention ({states[0]})")
+        value_dim = self.find("v_head_dim")
+        if value_dim not in (None, self.find("head_dim")) and self.find("kv_lora_rank") is None:
+            raise self.error(f"its values differ in width from its keys (v_head_dim={value_dim})")
         kinds = set(self.get("layer_types", ())) | set(self.get("layers_block_type", ()))
         if unknown := sorted(kinds - set(_LAYER_KINDS)):
             raise self.error(f"it has layers of kind {', '.join(unknown)}")

@@ -247,6 +247,8 @@ def test_heads_of_falcon_and_starcoder_share_one_key() -> None:
         ({"is_encoder_decoder": True}, "it is an encoder-decoder"),
         ({"layer_types": ["linear_attention"]}, "it has layers of kind linear_attention"),
         ({"mamba_d_state": 16}, r"some of its layers are no attention \(mamba_d_state\)"),
+        ({"lru_width": 64}, r"some of its layers are no attention \(lru_width\)"),
+        ({"head_dim": 12, "v_head_dim": 8}, r"its values differ in width from its keys \(v_head"),
         ({"per_layer_config": {"3": {}}}, "its layers differ in shape"),
     ],
 )
