@@ -33,6 +33,9 @@ class LayerCache:
     batch: int
     kv_heads: int
     head_dim: int
+    """The width of a head of K."""
+    value_dim: int
+    """The width of a head of V."""
     tokens: int
     """Per sequence; 0 for states."""
     item_bytes: int
@@ -44,13 +47,18 @@ class LayerCache:
 
     @property
     def predicted_bytes_per_token(self) -> int | None:
-        """2 · Hkv · D · e: a key and a value per head, in the cache's dtype.
+        """Hkv · (D + Dv) · e: a key and a value per head, in the cache's dtype.
 
         None where the cache is not K and V as they are (quantised, latent, states).
         """
         if self.kind not in _REWRITABLE and self.kind is not CacheKind.CROSS:
             return None
-        return 2 * self.kv_heads * self.head_dim * self.item_bytes
+        return self.elements_per_token * self.item_bytes
+
+    @property
+    def elements_per_token(self) -> int:
+        """Numbers in the key and the value of every head."""
+        return self.kv_heads * (self.head_dim + self.value_dim)
 
     @property
     def is_state(self) -> bool:
@@ -96,6 +104,7 @@ def take_largest(frame: pl.DataFrame) -> list[LayerCache]:
             batch=row["batch"] or 1,
             kv_heads=row["kv_heads"] or 0,
             head_dim=row["head_dim"] or 0,
+            value_dim=row["value_dim"] or 0,
             tokens=row["tokens"] or 0,
             item_bytes=ITEM_BYTES.get(row["dtype"], 1),
             held_bytes=row["held_bytes"],
@@ -155,7 +164,7 @@ def list_forms(layers: Sequence[LayerCache], *, window: int = 1024) -> list[Form
         make(
             "a latent (MLA)",
             "another architecture: 4.5 D elements, as in DeepSeek-V2",
-            [min(1.0, 4.5 / (2 * layer.kv_heads)) for layer in own],
+            [min(1.0, 4.5 * layer.head_dim / layer.elements_per_token) for layer in own],
             tokens,
         ),
         make(

@@ -29,6 +29,7 @@ SCHEMA = {
     "batch": pl.Int64,
     "kv_heads": pl.Int64,
     "head_dim": pl.Int64,
+    "value_dim": pl.Int64,
     "tokens": pl.Int64,
     "held_bytes": pl.Int64,
     "reachable_bytes": pl.Int64,
@@ -52,15 +53,16 @@ def describe_kv_cache(attribution: Attribution) -> pl.DataFrame:
 
     Columns: step, forward (number of the outermost forward; a step that ``tracer.step()`` ended may
     have several), phase, layer, category (``kv_cache`` or ``recurrent_state``), kind, dtype (of
-    most bytes), batch, kv_heads, head_dim (of K as attention read it; null for states), tokens (per
-    sequence, padding included; null for states), held_bytes (whole storages), reachable_bytes (what
-    the next op can see of them), used_bytes (what tokens were written to), bytes_per_token (of one
-    sequence), transient_bytes (the most that this forward took beyond what it left behind:
-    growing_bytes, older and newer copies side by side, and expanded_bytes, copies made to attend,
-    at the worst instant). Where an engine noted its block table: block_tokens, allocated_blocks (of
-    sequences), used_blocks (with at least one token), shared_blocks (of several sequences),
-    free_blocks, last_block_slack_bytes (room in used blocks). Then tokens are those of all
-    sequences together, as they are wherever sequences are packed into one: batch is 1.
+    most bytes), batch, kv_heads, head_dim and value_dim (of K and V as attention read them; null
+    for states), tokens (per sequence, padding included; null for states), held_bytes (whole
+    storages), reachable_bytes (what the next op can see of them), used_bytes (what tokens were
+    written to), bytes_per_token (of one sequence), transient_bytes (the most that this forward took
+    beyond what it left behind: growing_bytes, older and newer copies side by side, and
+    expanded_bytes, copies made to attend, at the worst instant). Where an engine noted its block
+    table: block_tokens, allocated_blocks (of sequences), used_blocks (with at least one token),
+    shared_blocks (of several sequences), free_blocks, last_block_slack_bytes (room in used blocks).
+    Then tokens are those of all sequences together, as they are wherever sequences are packed into
+    one: batch is 1.
     """
     forwards = find_forwards(attribution)
     layers = _find_layers(attribution, forwards)
@@ -239,7 +241,7 @@ def _count_kv_heads(
     call: AttentionCall, kind: CacheKind, dtype: str, bytes_per_token: float
 ) -> int:
     """Return the heads that are kept: fused kernels may be given repeated ones."""
-    pair_bytes = 2 * call.head_dim * ITEM_BYTES.get(dtype, 1)
+    pair_bytes = (call.head_dim + call.value_dim) * ITEM_BYTES.get(dtype, 1)
     if kind in _AS_THEY_ARE and pair_bytes and 0 < bytes_per_token < call.kv_heads * pair_bytes:
         heads, rest = divmod(bytes_per_token, pair_bytes)
         return call.kv_heads if rest else int(heads)
@@ -254,6 +256,7 @@ def _describe_content(
         "dtype": content.dtype,
         "kv_heads": _count_kv_heads(call, kind, content.dtype, each or 0.0) if call else None,
         "head_dim": call.head_dim if call else None,
+        "value_dim": call.value_dim if call else None,
         "tokens": content.tokens,
         "held_bytes": content.held_bytes,
         "reachable_bytes": content.reachable_bytes,

@@ -8,7 +8,7 @@ from attnprof.attribution.flow import Flow
 from attnprof.attribution.pairs import Pair, Pattern
 from attnprof.attribution.paths import common_path
 from attnprof.attribution.products import MULTIPLICATIONS, factors, is_product
-from attnprof.attribution.shapes import read_shapes
+from attnprof.attribution.shapes import count_repeats, read_shapes
 from attnprof.vocabulary import AttentionKind
 
 _FUSED = re.compile(
@@ -184,10 +184,12 @@ def _read_fused(facts: Facts, call: AttentionCall) -> None:
     ]
     if len(rows) < 3:
         return
-    q, k = facts.signature_of(rows[0]).shape, facts.signature_of(rows[1]).shape
+    q, k, v = (facts.signature_of(row).shape for row in rows[:3])
     # torch's own kernels take (B, H, T, D); others, such as flash_attn, (B, T, H, D).
     head_at = -3 if facts.code_names[facts.code[op]].startswith("aten::") else -2
     time_at = -2 if head_at == -3 else -3
     call.batch, call.head_dim, call.dtype = q[0], q[-1], facts.signature_of(rows[0]).dtype
-    call.heads, call.kv_heads = q[head_at], k[head_at]
+    call.heads = q[head_at]
+    call.kv_heads = max(1, k[head_at] // count_repeats(facts, rows[1]))
+    call.value_dim = v[-1]
     call.q_len, call.k_len = q[time_at], k[time_at]

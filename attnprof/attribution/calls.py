@@ -42,6 +42,8 @@ class AttentionCall:
     q_len: int = 0
     k_len: int = 0
     head_dim: int = 0
+    value_dim: int = 0
+    """The width of a head of V, where it is not that of K."""
     dtype: str = ""
     backend: str = ""
     """The op that did it: the normaliser's or the fused op's name."""

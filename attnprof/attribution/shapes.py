@@ -20,7 +20,7 @@ def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> No
     row = call.result_rows[0]
     signature, bits = _choose_layout(facts, flow, row)
     second, operand = pair.seconds[0]
-    left_factor, _ = factors(facts, second)
+    left_factor, right_factor = factors(facts, second)
     consumed = flow.bits_of_input(operand)
     contracted = consumed[-1] if operand == left_factor else consumed[-2]
     key_side = contracted & (LEFT | RIGHT) or RIGHT
@@ -54,8 +54,11 @@ def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> No
     # Columns that only take part in the softmax (an attention sink) meet no value.
     met = facts.signature_of(operand).shape[-1 if operand == left_factor else -2]
     call.k_len = min(call.k_len, met)
+    is_left = operand == left_factor
+    values = facts.signature_of(right_factor if is_left else left_factor).shape
+    call.value_dim = values[-1 if is_left else -2]
     keys = first_right if key_side == RIGHT else first_left
-    repeats = _count_repeats(facts, keys)
+    repeats = count_repeats(facts, keys)
     # Where heads share K in the product itself, K is as much smaller.
     shared = facts.signature_of(keys).numel // repeats
     shared //= max(1, call.batch * call.k_len * call.head_dim)
@@ -118,7 +121,7 @@ def _find_key_dims(bits: Bits, key_side: int) -> set[int]:
     return of_keys or set(mixed[-1:])
 
 
-def _count_repeats(facts: Facts, row: int) -> int:
+def count_repeats(facts: Facts, row: int) -> int:
     """Return how often K's heads were repeated to match Q's (grouped-query attention)."""
     repeats = 1
     for _ in range(8):

@@ -6,6 +6,7 @@ import polars as pl
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from attnprof.analysis.cache_forms import LayerCache
 from attnprof.report.cache_summary import (
     CacheSummary,
     group_caches,
@@ -31,7 +32,9 @@ def render_cache(summary: CacheSummary) -> RenderableType:
 
 def list_cache_tables(summary: CacheSummary) -> Iterator[tuple[str, RenderableType]]:
     """Yield the titles and bodies of what is to say of a cache, the most important first."""
-    yield "Growth", _render_growth(summary)
+    forwards, shown = len(summary.growth), len(pick_forwards(summary.growth))
+    some = f", {shown} of {forwards} forwards" if shown < forwards else ""
+    yield f"Growth{some}", _render_growth(summary)
     yield "Layers, after the forward that left most", _render_layers(summary)
     if summary.fixed:
         yield "Peaks with a cache of fixed length, predicted", _render_fixed(summary)
@@ -77,7 +80,7 @@ def _render_layers(summary: CacheSummary) -> RenderableType:
             [
                 Text(show_name(names)),
                 first.kind.value,
-                f"{first.kv_heads} × {first.head_dim}" if first.kv_heads else "–",
+                show_heads(first),
                 str(first.tokens) if first.tokens else "–",
                 format_bytes(first.held_bytes),
                 f"{first.bytes_per_token:g} B" if first.tokens else "–",
@@ -113,6 +116,15 @@ def _render_fixed(summary: CacheSummary) -> RenderableType:
         Column("of the run", right=True),
     ]
     return FittedTable(columns, rows)
+
+
+def show_heads(layer: LayerCache) -> str:
+    """Return heads and their width; the widths of K and V where they differ."""
+    if not layer.kv_heads:
+        return "–"
+    is_same = layer.value_dim in (0, layer.head_dim)
+    width = layer.head_dim if is_same else f"{layer.head_dim}/{layer.value_dim}"
+    return f"{layer.kv_heads} × {width}"
 
 
 def show_bytes(size_bytes: int | None) -> str:

@@ -12,7 +12,7 @@ from attnprof.report.cache_summary import (
     write_cache_sentence,
     write_transient_sentence,
 )
-from attnprof.report.cache_text import show_bytes
+from attnprof.report.cache_text import show_bytes, show_heads
 from attnprof.report.drawing import HEIGHT, WIDTH
 from attnprof.report.html_parts import make_row, make_section, make_table, percent, show_layer
 from attnprof.report.words import format_seconds
@@ -172,10 +172,7 @@ def _layer_table(summary: CacheSummary) -> str:
                 [
                     ("name", show_layer(name, count)),
                     ("word", escape(layer.kind.value)),
-                    (
-                        "word middle",
-                        f"{layer.kv_heads} × {layer.head_dim}" if layer.kv_heads else "–",
-                    ),
+                    ("word middle", show_heads(layer)),
                     ("num", f"{layer.tokens:,}" if layer.tokens else "–"),
                     ("num", format_bytes(layer.held_bytes)),
                     ("num", f"{layer.bytes_per_token:g} B" if layer.tokens else "–"),

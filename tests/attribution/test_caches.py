@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import attnprof
+from attnprof.analysis.cache_forms import take_largest
 from attnprof.analysis.forwards import find_forwards
 from tests.attribution.cache_programs import (
     BATCH,
@@ -259,6 +260,36 @@ def test_latent_is_smaller_than_the_keys_and_values_it_expands_to() -> None:
     run, _truth, _output = generate(model)
     latent = MLA["kv_lora_rank"] + MLA["qk_rope_head_dim"]
     assert set(run.kv_cache()["bytes_per_token"]) == {latent * FLOAT}
+
+
+def test_keys_and_values_may_differ_in_width() -> None:
+    value_dim = 10
+    model = build(
+        "MiMoV2FlashForCausalLM", **SIZES, v_head_dim=value_dim, layer_types=["full_attention"] * 2,
+        mlp_layer_types=["dense"] * 2,
+    )  # fmt: skip
+    run, _truth, _output = generate(model)
+    frame = run.kv_cache()
+    assert set(frame.select("kv_heads", "head_dim", "value_dim").rows()) == {
+        (KV_HEADS, HEAD_DIM, value_dim)
+    }
+    layers = take_largest(frame)
+    assert {(x.bytes_per_token, x.predicted_bytes_per_token) for x in layers} == {
+        2 * (KV_HEADS * (HEAD_DIM + value_dim) * FLOAT,)
+    }
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_heads_are_those_that_are_kept_and_not_those_they_are_repeated_to(attention: str) -> None:
+    ids = prompt()
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0  # then the fused kernel cannot repeat them by itself
+    run, _truth, _output = generate(make_llama(attention=attention), ids, attention_mask=mask)
+    assert set(run.layers().select("heads", "kv_heads").rows()) == {(HEADS, KV_HEADS)}
+    latent = 16
+    predicted = run.what_if(latent_dim=latent).after.by_category()["kv_cache"]
+    held = run.peak().by_category()["kv_cache"]
+    assert predicted == held * latent // (2 * KV_HEADS * HEAD_DIM)
 
 
 def test_keys_that_choose_tokens_are_cached_with_the_keys_they_choose() -> None:

@@ -253,7 +253,7 @@ def keep_latent(scene: Scene, table: Table, options: Options) -> Rewrite:
     cache = find_cache(scene, table)
     factor = np.ones(len(table))
     for layer, calls in group_by_layer(scene.calls).items():
-        held = 2 * calls[0].kv_heads * calls[0].head_dim
+        held = calls[0].kv_heads * (calls[0].head_dim + calls[0].value_dim)
         if held > options.latent_dim:
             factor[scene.is_in_layers(table, [layer])] = options.latent_dim / held
     if not (cache & (factor < 1)).any():

@@ -155,18 +155,19 @@ def _draw_per_token(layers: list[LayerCache], scheme: str) -> Chart:
         Column("kind"),
         Column("kv_heads", Unit.COUNT, "Hkv"),
         Column("head_dim", Unit.COUNT, "D"),
+        Column("value_dim", Unit.COUNT, "Dv"),
         Column("bytes_per_token", Unit.BYTES, "per token"),
-        Column("predicted_bytes", Unit.BYTES, "2 · Hkv · D · e"),
+        Column("predicted_bytes", Unit.BYTES, "Hkv · (D + Dv) · e"),
         Column("held_bytes", Unit.BYTES),
     )
     rows = [
-        [x.layer, x.kind.value, x.kv_heads, x.head_dim, round(x.bytes_per_token),
+        [x.layer, x.kind.value, x.kv_heads, x.head_dim, x.value_dim, round(x.bytes_per_token),
          x.predicted_bytes_per_token, x.held_bytes]
         for x in ordered
     ]  # fmt: skip
     series = {
         "measured": [round(x.bytes_per_token) for x in ordered],
-        "2 · Hkv · D · e": [x.predicted_bytes_per_token or 0 for x in ordered],
+        "Hkv · (D + Dv) · e": [x.predicted_bytes_per_token or 0 for x in ordered],
     }
     figure = draw_bars(
         [x.layer for x in ordered], series, scheme=scheme, colours={"measured": _USED}
