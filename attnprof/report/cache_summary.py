@@ -166,13 +166,20 @@ def write_cache_sentence(summary: CacheSummary) -> str:
 def write_transient_sentence(summary: CacheSummary) -> str:
     """Return what layers took beside their caches for a moment, and when the first token came."""
     frame, times = summary.frame, summary.times
-    growing, expanded = (int(frame[c].max() or 0) for c in ("growing_bytes", "expanded_bytes"))  # type: ignore[arg-type]  # integers
-    parts = []
-    if growing:
-        parts.append(f"{format_bytes(growing)} of an older copy while a longer one was made")
-    if expanded:
-        parts.append(f"{format_bytes(expanded)} of copies made to attend")
-    what = " and ".join(parts) or "nothing"
+    is_state = pl.col("kind") == CacheKind.STATE.value
+    parts = [
+        f"{format_bytes(int(most))} of {what}"  # type: ignore[arg-type]  # an integer
+        for most, what in (
+            (
+                frame.filter(~is_state)["growing_bytes"].max(),
+                "an older copy while a longer one was made",
+            ),
+            (frame["expanded_bytes"].max(), "copies made to attend"),
+            (frame.filter(is_state)["growing_bytes"].max(), "states on the way to a new one"),
+        )
+        if most
+    ]
+    what = " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]])) or "nothing"
     text = f"Beside its cache a layer held at most {what}."
     if times is not None:
         first, later = map(format_seconds, (times.first_seconds, times.later_seconds))

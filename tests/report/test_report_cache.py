@@ -24,6 +24,7 @@ from attnprof.report.cache_summary import (
     write_cache_sentence,
     write_transient_sentence,
 )
+from attnprof.report.cache_text import list_cache_tables
 from attnprof.report.drawing import HEIGHT, WIDTH, outline
 from attnprof.report.html import render_html
 from attnprof.report.json import describe_summary
@@ -54,6 +55,7 @@ def make_row(layer: str, forward: int, **other: object) -> dict[str, object]:
         "batch": 2,
         "kv_heads": 1,
         "head_dim": 6,
+        "value_dim": 6,
         "tokens": tokens,
         "held_bytes": tokens * TOKEN,
         "reachable_bytes": tokens * TOKEN,
@@ -186,6 +188,16 @@ def test_sentences_say_what_was_held_and_what_was_taken_beside_it() -> None:
     assert "at most nothing." in write_transient_sentence(replace(still, times=None))
 
 
+def test_states_on_their_way_are_no_older_copy_of_a_cache() -> None:
+    frame = pl.concat(
+        [make_frame(["h.0"]), make_frame(["h.1"], kind="state", tokens=None, growing_bytes=1000)]
+    )
+    assert write_transient_sentence(make_summary(frame)).startswith(
+        "Beside its cache a layer held at most 576 B of an older copy while a longer one was made "
+        "and 1000 B of states on the way to a new one."
+    )
+
+
 def test_an_encoder_counts_for_the_first_token_and_not_for_the_bytes_of_later_ones(
     tmp_path: Path,
 ) -> None:
@@ -206,6 +218,13 @@ def test_an_encoder_counts_for_the_first_token_and_not_for_the_bytes_of_later_on
     own, cross = (layer for layer in cache.layers)
     assert (own.tokens, cross.tokens) == (4, 9)
     assert f"4 tokens, {round(own.bytes_per_token)} B a token" in write_cache_sentence(cache)
+
+
+def test_growth_says_how_many_forwards_it_leaves_out() -> None:
+    rows = [make_row("h.0", forward) for forward in range(9)]
+    summary = make_summary(pl.DataFrame(rows, schema=SCHEMA, orient="row"))
+    titles = [title for title, _body in list_cache_tables(summary)]
+    assert titles[0] == "Growth, 8 of 9 forwards"
 
 
 def test_text_shows_growth_layers_and_fixed_lengths(summary: Summary) -> None:
