@@ -6,10 +6,14 @@ how many tokens were read and written, and not which blocks are free. So the eng
 
 from collections import Counter
 from collections.abc import Sequence
+from operator import index
 
 import torch
 
 from attnprof.capture import tracer as tracing
+
+_TOO_LARGE = 2**31
+"""Of blocks and tokens; files have room for the sums of as many."""
 
 
 def note_blocks(
@@ -36,11 +40,23 @@ def note_blocks(
 
     Raises:
         ValueError: A number is negative, or a sequence has more tokens than its blocks hold.
+        TypeError: ``pool`` is not a tensor, or what should be a whole number is none.
     """
-    if block_tokens < 1 or free_blocks < 0:
+    if not isinstance(pool, torch.Tensor):
+        raise TypeError(f"note_blocks() takes a tensor as its pool, got {type(pool).__name__}")
+    try:
+        block_tokens, free_blocks = index(block_tokens), index(free_blocks)
+        sequences = [([index(b) for b in blocks], index(n)) for blocks, n in sequences]
+        layers = [index(layer) for layer in layers]
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"note_blocks() got what is no whole number: {error}; expected numbers of blocks, "
+            "tokens and layers, and a pair of blocks and tokens per sequence"
+        ) from None
+    if not (1 <= block_tokens < _TOO_LARGE and 0 <= free_blocks < _TOO_LARGE):
         raise ValueError(
             f"note_blocks() got block_tokens={block_tokens} and free_blocks={free_blocks}; "
-            "expected at least 1 and 0"
+            f"expected at least 1 and 0, and less than {_TOO_LARGE}"
         )
     tokens_in: dict[int, int] = {}
     for blocks, tokens in sequences:
@@ -63,7 +79,7 @@ def note_blocks(
         (
             active._recorder.count_ops(),
             storage,
-            list(layers),
+            layers,
             block_tokens,
             free_blocks,
             len(tokens_in),

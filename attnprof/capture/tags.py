@@ -20,7 +20,7 @@ def tag(tensor: torch.Tensor, category: str | Category, *, layer: str = "") -> t
 
     Raises:
         ValueError: The category is unknown.
-        TypeError: ``tensor`` is not a tensor.
+        TypeError: ``tensor`` is not a tensor, or ``layer`` not text.
     """
     try:
         category = Category(category)
@@ -30,6 +30,10 @@ def tag(tensor: torch.Tensor, category: str | Category, *, layer: str = "") -> t
         ) from None
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"attnprof.tag() takes a tensor, got {type(tensor).__name__}")
+    if not isinstance(layer, str):
+        raise TypeError(
+            f"attnprof.tag() got layer={layer!r}; expected a module path, such as 'layers.3'"
+        )
     if torch.compiler.is_compiling():
         return tensor
     tracer = tracing._active

@@ -37,6 +37,9 @@ def collect_notes(run: Run, peak: Peak) -> list[Note]:
                 is_warning=True,
             )
         )
+    if stopped_by := run.info.get("recording_stopped"):
+        text = f"stopped early ({stopped_by}); the report covers what came before"
+        notes.append(Note("recording", text, is_warning=True))
     if run.is_imported:
         notes.append(_note_imported(run))
     notes += [*_note_allocator(run, peak), *_note_counted(run, peak)]

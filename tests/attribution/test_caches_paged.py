@@ -107,11 +107,26 @@ def test_prompts_with_a_common_beginning_share_its_blocks() -> None:
     [
         {"block_tokens": 0, "free_blocks": 1, "sequences": []},
         {"block_tokens": 4, "free_blocks": -1, "sequences": []},
+        {"block_tokens": 4, "free_blocks": 2**70, "sequences": []},
         {"block_tokens": 4, "free_blocks": 1, "sequences": [([0, 1], 9)]},
     ],
 )
 def test_impossible_block_tables_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"note_blocks\(\) got .*expected"):
+        note_blocks(torch.zeros(1), **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"block_tokens": 4.5, "free_blocks": 1, "sequences": []},
+        {"block_tokens": 4, "free_blocks": float("nan"), "sequences": []},
+        {"block_tokens": 4, "free_blocks": 1, "sequences": [3]},
+        {"block_tokens": 4, "free_blocks": 1, "sequences": [([0], 2)], "layers": "abc"},
+    ],
+)
+def test_what_is_no_number_in_a_block_table_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=r"note_blocks\(\) got .*whole number.*expected"):
         note_blocks(torch.zeros(1), **wrong)
 
 

@@ -223,6 +223,11 @@ def test_tag_of_something_else_is_refused() -> None:
         attnprof.tag([1.0], "kv_cache")  # type: ignore[arg-type]  # that is the point
 
 
+def test_tag_of_a_layer_by_number_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"got layer=3; expected a module path"):
+        attnprof.tag(torch.ones(2), "kv_cache", layer=3)  # type: ignore[arg-type]  # the point
+
+
 def test_tag_outside_of_a_trace_does_nothing() -> None:
     tensor = torch.ones(2)
     assert attnprof.tag(tensor, "kv_cache") is tensor

@@ -7,6 +7,7 @@ from torch import nn
 import attnprof
 from attnprof.report.notes import collect_notes
 from attnprof.run import Run
+from attnprof.store.writer import RunWriter
 
 
 def note_subjects(run: Run) -> set[str]:
@@ -18,6 +19,27 @@ def test_notes_say_what_an_opaque_layer_hides() -> None:
     with attnprof.trace(samples_per_second=0) as tracer, torch.no_grad():
         layer(torch.randn(2, 8, 16))
     assert note_subjects(tracer.run) == {"opaque"}
+
+
+def test_notes_say_that_recording_stopped_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    def record() -> Run:
+        with attnprof.trace(samples_per_second=0) as tracer:
+            torch.ones(3).exp()
+            tracer.step()
+            monkeypatch.setattr(RunWriter, "commit", fill_disk)
+            torch.ones(5).exp()
+        return tracer.run
+
+    with pytest.warns(RuntimeWarning, match="stopped recording"):
+        run = record()
+    notes = collect_notes(run, run.peak())
+    assert "stopped early (OSError: disk full)" in next(
+        note.text for note in notes if note.subject == "recording"
+    )
+
+
+def fill_disk(*_args: object) -> None:
+    raise OSError("disk full")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
