@@ -231,19 +231,31 @@ class CacheLayer:
     def _in_place(self) -> set[int]:
         """Storages that the layer writes into in part, or several times.
 
-        None where most of what it keeps is made anew: then those are only states beside it, such
-        as the last token's share of the next one's V.
+        What is packed while it is made is not written in place for that. None where most of what it
+        keeps is made anew: then those are only states beside it, such as the last token's share of
+        the next one's V.
         """
         if self.category is Category.RECURRENT_STATE:
             return set()
         found, sizes = set(), dict[int, int]()
         for storage in self._storages:
             own = [w for w in self._use.writes_of(storage) if w.size_bytes and self._is_own(w.op)]
+            if self._is_packed:
+                born = self._count_calls(int(self._use.facts.born_by[storage]))
+                own = [w for w in own if self._count_calls(w.op) != born]
             sizes[storage] = size = self._size_of(storage)
             if any(w.size_bytes < size for w in own) or len(own) > 1:
                 found.add(storage)
         others = max((sizes[storage] for storage in self._storages - found), default=0)
         return found if sum(sizes[storage] for storage in found) > others else set()
+
+    def _count_calls(self, op: int) -> int:
+        """Return how many of the layer's calls began before an op."""
+        return bisect_left(self._call_begins, op)
+
+    @cached_property
+    def _call_begins(self) -> list[int]:
+        return sorted(call.ops[0] for call in self._calls.values())
 
     def _size_of(self, storage: int) -> int:
         return int(self.blocks.needed_bytes[self.blocks.storage == storage].max())

@@ -368,6 +368,8 @@ def test_quantised_cache_counts_what_it_packs_and_what_waits_to_be_packed(backen
     )
     assert held_by_forward(run) == [h.held_bytes for h in truth]
     assert set(run.kv_cache()["kind"]) == {"quantised"}
+    for _layer, rows in run.kv_cache().group_by("layer"):
+        assert rows["tokens"].to_list() == list(range(PROMPT, PROMPT + NEW))
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -104,6 +104,28 @@ def store_int8(past: Any, key: Tensor, value: Tensor, start: int) -> tuple[Any, 
     return new, key, value
 
 
+def store_int4(past: Any, key: Tensor, value: Tensor, start: int) -> tuple[Any, Tensor, Tensor]:
+    """Pack two numbers into a byte, one after the other into a new one, and all anew each time."""
+    if past is not None:
+        older = [_unpack(*part) for part in past]
+        key, value = (torch.cat(pair, 2) for pair in zip(older, (key, value), strict=True))
+    kept = []
+    for part in (key, value):
+        least, most = part.aminmax(dim=-1, keepdim=True)
+        scale = (most - least) / 15
+        levels = ((part - least) / scale).round().to(torch.uint8)
+        packed = torch.zeros_like(levels[..., ::2])
+        packed |= levels[..., ::2]
+        packed |= levels[..., 1::2] << 4
+        kept.append((packed, scale, least))
+    return kept, key, value
+
+
+def _unpack(packed: Tensor, scale: Tensor, least: Tensor) -> Tensor:
+    levels = torch.stack([packed & 15, packed >> 4], -1).flatten(-2)
+    return levels * scale + least
+
+
 def offload(past: Any, key: Tensor, value: Tensor, start: int) -> tuple[Any, Tensor, Tensor]:
     """Fetch, extend, attend, and send back; the copies stand for moves between devices."""
     if past is not None:
@@ -162,6 +184,7 @@ def decode(
         (write_slice, make_room, "preallocated"),
         (store_fp8, None, "quantised"),
         (store_int8, None, "quantised"),
+        (store_int4, None, "quantised"),
         (offload, None, "grown"),
     ],
 )
@@ -176,6 +199,8 @@ def test_held_bytes_are_what_the_program_keeps(
     assert frame.filter(pl.col("layer") == "layers.0")["tokens"].to_list() == list(
         range(PROMPT, PROMPT + NEW)
     )
+    if kind != "preallocated":  # all that is kept is full of tokens
+        assert frame["used_bytes"].to_list() == frame["reachable_bytes"].to_list()
 
 
 def test_slices_of_a_room_say_how_much_of_it_is_used() -> None:
