@@ -14,6 +14,7 @@ from attnprof.report.cache_summary import (
     write_cache_sentence,
     write_transient_sentence,
 )
+from attnprof.report.fold import fold_names
 from attnprof.report.tables import Column, FittedTable, show_name
 from attnprof.report.words import format_seconds
 from attnprof.units import format_bytes
@@ -137,20 +138,19 @@ def _render_blocks(summary: CacheSummary) -> RenderableType | None:
     known = summary.frame.drop_nulls("block_tokens")
     if known.is_empty():
         return None
-    row = known.sort("used_blocks").row(-1, named=True)
-    layers = known.filter(pl.col("forward") == row["forward"])
-    slack = int(layers["last_block_slack_bytes"].sum())
-    used = int(layers["used_bytes"].sum())
-    rows: list[list[RenderableType]] = [
-        [
-            str(row["block_tokens"]),
-            str(row["allocated_blocks"]),
-            str(row["used_blocks"]),
-            str(row["shared_blocks"]),
-            str(row["free_blocks"]),
-            format_bytes(slack),
-            f"{slack / max(1, slack + used):.1%}",
-        ]
-    ]
+    most = known.sort("used_blocks")["forward"][-1]
+    tables = known.filter(pl.col("forward") == most).group_by(_COUNTS, maintain_order=True)
+    rows: list[list[RenderableType]] = []
+    for counts, layers in tables:
+        slack = int(layers["last_block_slack_bytes"].sum())
+        used = int(layers["used_bytes"].sum())
+        name = Text(show_name(", ".join(fold_names(layers["layer"].to_list()))))
+        shares = [format_bytes(slack), f"{slack / max(1, slack + used):.1%}"]
+        rows.append([name, *map(str, counts), *shares])
     titles = ("tokens a block", "allocated", "used", "shared", "free", "empty in used", "waste")
-    return FittedTable([Column(title, right=True) for title in titles], rows)
+    numbers = [Column(title, right=True) for title in titles]
+    return FittedTable([Column("layer", is_name=True), *numbers], rows)
+
+
+_COUNTS = ("block_tokens", "allocated_blocks", "used_blocks", "shared_blocks", "free_blocks")
+"""Columns of a block table."""

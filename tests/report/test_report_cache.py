@@ -161,6 +161,17 @@ def test_blocks_are_shared_used_slack_and_free() -> None:
     assert draw_blocks(make_frame(["h.0"])) == []
 
 
+def test_layers_with_tables_of_their_own_have_rows_of_their_own() -> None:
+    """Layers with a window have other blocks than those without, in one pool."""
+    windowed = make_frame(["h.0", "h.2"], **TABLE | {"allocated_blocks": 2, "used_blocks": 2})
+    frame = pl.concat([windowed, make_frame(["h.1", "h.3"], **TABLE)])
+    tables = dict(list_cache_tables(make_summary(frame)))
+    file = io.StringIO()
+    Console(file=file, width=110).print(tables["Blocks"])
+    rows = [line.split()[:4] for line in file.getvalue().splitlines()[2:]]
+    assert rows == [["h.[0,2]", "4", "2", "2"], ["h.[1,3]", "4", "5", "4"]]
+
+
 def test_layers_without_a_block_table_have_strips_beside_the_blocks() -> None:
     states = make_frame(["h.1"], kind="state", category="recurrent_state")
     frame = pl.concat([make_frame(["h.0"], **TABLE), states])
