@@ -12,7 +12,7 @@ import polars as pl
 
 from attnprof.analysis.cache_layers import CacheKind
 from attnprof.attribution.facts import ITEM_BYTES
-from attnprof.vocabulary import Category
+from attnprof.vocabulary import Category, Phase
 
 PAGE_TOKENS = 16
 """Tokens per page: as in PagedAttention (arXiv 2309.06180), and vLLM's default."""
@@ -44,6 +44,10 @@ class LayerCache:
     """Of one sequence."""
     growing_bytes: int
     expanded_bytes: int
+    transient_bytes: int
+    """The most that it took beside what it left."""
+    is_bounded: bool = False
+    """Whether it was seen to stop growing: a window, whatever form it has."""
 
     @property
     def predicted_bytes_per_token(self) -> int | None:
@@ -59,6 +63,12 @@ class LayerCache:
     def elements_per_token(self) -> int:
         """Numbers in the key and the value of every head."""
         return self.kv_heads * (self.head_dim + self.value_dim)
+
+    @property
+    def held_tokens(self) -> float:
+        """Tokens that what is held has room for, per sequence: more than can be reached."""
+        each = self.bytes_per_token * self.batch
+        return self.held_bytes / each if each else 0.0
 
     @property
     def is_state(self) -> bool:
@@ -97,6 +107,7 @@ def take_largest(frame: pl.DataFrame) -> list[LayerCache]:
         .sort("held_bytes", "used_bytes", "forward")
     )
     rows = frame.filter(pl.col("forward") == sums["forward"][-1])
+    bounded = _find_bounded(frame)
     return [
         LayerCache(
             layer=row["layer"],
@@ -111,10 +122,30 @@ def take_largest(frame: pl.DataFrame) -> list[LayerCache]:
             bytes_per_token=row["bytes_per_token"] or 0.0,
             growing_bytes=row["growing_bytes"],
             expanded_bytes=row["expanded_bytes"],
+            transient_bytes=row["transient_bytes"],
+            is_bounded=row["layer"] in bounded,
         )
         for row in rows.iter_rows(named=True)
         if row["category"] == Category.KV_CACHE or row["kind"] == CacheKind.STATE
     ]
+
+
+def _find_bounded(frame: pl.DataFrame) -> set[str]:
+    """Return layers with a window: those that hold as many tokens however many are decoded.
+
+    Pages are shared by requests that come and go, an encoder's tokens are given, and what is not
+    concatenated anew belongs to a model that was not called.
+    """
+    own = frame.filter(
+        pl.col("tokens").is_not_null()
+        & pl.col("phase").eq(Phase.DECODE.value)
+        & pl.col("kind").is_in([CacheKind.PAGED.value, CacheKind.CROSS.value]).not_()
+        & (pl.col("kind").ne(CacheKind.GROWN.value) | (pl.col("growing_bytes") > 0))
+    )
+    lengths = own.group_by("layer").agg(pl.len(), pl.col("tokens").n_unique())
+    still = lengths.filter((pl.col("len") > 1) & (pl.col("tokens") == 1))
+    windows = frame.filter(pl.col("kind") == CacheKind.WINDOW.value)
+    return {*still["layer"], *windows["layer"]}
 
 
 def list_forms(layers: Sequence[LayerCache], *, window: int = 1024) -> list[Form]:
@@ -196,20 +227,23 @@ def list_forms(layers: Sequence[LayerCache], *, window: int = 1024) -> list[Form
 def cache_bytes_at(layers: Sequence[LayerCache], *, tokens: int, batch: int) -> int:
     """Return what the recorded kind of cache takes at another length and batch.
 
-    Caches grow with tokens, windows up to their own, states and caches of another sequence do not;
-    all grow with the batch. To that comes what the layer that takes most takes while it attends:
-    older and newer copy side by side, repeated heads.
+    Caches grow with tokens, windows up to their own length, states and caches of another sequence
+    do not; all grow with the batch. A window that is a view of the whole prompt keeps all of it. To
+    that comes what the layer that takes most takes beside it at the worst instant: older and newer
+    copy side by side, repeated heads.
     """
     total, transient = 0.0, 0.0
     for layer in layers:
         if layer.is_state or layer.kind is CacheKind.CROSS or not layer.tokens:
             total += layer.held_bytes / layer.batch * batch
             continue
-        kept = min(tokens, layer.tokens) if layer.kind is CacheKind.WINDOW else tokens
-        held = layer.bytes_per_token * kept * batch
-        total += held
-        extra = layer.growing_bytes + layer.expanded_bytes
-        transient = max(transient, extra / (layer.tokens * layer.batch) * kept * batch)
+        kept, span = float(tokens), float(layer.tokens)
+        if layer.is_bounded:
+            span = layer.held_tokens
+            is_whole_prompt = layer.kind is CacheKind.WINDOW and span > layer.tokens + 1
+            kept = tokens if is_whole_prompt else min(tokens, span)
+        total += layer.bytes_per_token * kept * batch
+        transient = max(transient, layer.transient_bytes / (span * layer.batch) * kept * batch)
     return math.ceil(total + transient)
 
 

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 import pytest
@@ -18,7 +19,7 @@ from attnprof.run import Run
 from attnprof.theory.cache import cache_bytes, cache_bytes_per_token
 from attnprof.theory.config import parse_config
 from attnprof.units import format_bytes
-from tests.attribution.cache_programs import make_llama
+from tests.attribution.cache_programs import SIZES, build, make_llama
 from tests.attribution.test_caches_by_hand import Model, concatenate, write_slice
 
 PROMPT, NEW = 512, 128
@@ -185,6 +186,40 @@ def test_most_sequences_fit_and_one_more_does_not(generation: Generation) -> Non
     assert most > 0
     assert cache_bytes_at(layers, tokens=1000, batch=most) <= room
     assert cache_bytes_at(layers, tokens=1000, batch=most + 1) > room
+
+
+def measure_cache(model: nn.Module, batch: int, tokens: int, **options: object) -> pl.DataFrame:
+    ids = torch.randint(3, 61, (batch, tokens), generator=torch.Generator().manual_seed(1))
+    with attnprof.trace(samples_per_second=0) as tracer:
+        model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, min_new_tokens=4,
+            do_sample=False, pad_token_id=0, **options,
+        )  # fmt: skip
+    return tracer.run.kv_cache()
+
+
+WINDOW = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "options", "is_worst_in_prefill"),
+    [
+        ("LlamaForCausalLM", {}, {}, False),
+        ("LlamaForCausalLM", {}, {"cache_implementation": "static"}, False),
+        ("Gemma3ForCausalLM", WINDOW, {"cache_implementation": "static"}, False),
+        ("Gemma3ForCausalLM", WINDOW, {}, True),  # its windows are views of the whole prompt
+    ],
+)
+def test_cache_of_another_length_and_batch_is_predicted(
+    name: str, sizes: dict[str, Any], options: dict[str, Any], is_worst_in_prefill: bool
+) -> None:
+    model = build(name, **SIZES, **sizes)
+    layers = take_largest(measure_cache(model, 2, 30, **options))
+    measured = measure_cache(model, 3, 80, **options)
+    rows = measured.filter(pl.col("forward") == (0 if is_worst_in_prefill else 3))
+    worst = rows["held_bytes"].sum() + rows["transient_bytes"].max()
+    tokens = 80 if is_worst_in_prefill else 80 + 3
+    assert cache_bytes_at(layers, tokens=tokens, batch=3) == worst
 
 
 def test_saving_of_a_cache_of_fixed_length_is_predicted_to_the_byte() -> None:
