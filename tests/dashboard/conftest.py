@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 from flask.testing import FlaskClient
+from known_token import TOKEN
 
 if TYPE_CHECKING:
     from browser_screen import Screen
     from playwright import sync_api
 
     from attnprof_dashboard.serve import Serving
-
-TOKEN = "a-token-for-tests"
 
 
 @pytest.fixture(scope="session")

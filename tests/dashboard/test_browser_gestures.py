@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from browser_screen import PLOT, READY_MS, Screen, needs_browser, sync_api
-from conftest import TOKEN
+from known_token import TOKEN
 
 import attnprof
 from attnprof.units import format_bytes

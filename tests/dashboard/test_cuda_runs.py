@@ -12,8 +12,8 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import TOKEN
 from flask.testing import FlaskClient
+from known_token import TOKEN
 
 import attnprof
 from attnprof.analysis.allocator.settings import AllocatorSettings

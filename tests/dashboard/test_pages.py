@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from conftest import TOKEN
 from flask.testing import FlaskClient
+from known_token import TOKEN
 
 import attnprof
 from attnprof.growth import Growth

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from conftest import TOKEN
 from flask import Flask
 from flask.testing import FlaskClient
+from known_token import TOKEN
 
 from attnprof_dashboard.security import LOOPBACK, make_token, protect
 

@@ -1,0 +1,3 @@
+"""The secret that the tests' dashboards ask for."""
+
+TOKEN = "a-token-for-tests"
