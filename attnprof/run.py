@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from attnprof.analysis.allocator import AllocatorSettings, Simulation, simulate_allocator
+from attnprof.analysis.block_tables import list_blocks
 from attnprof.analysis.device_history import AllocatorAttribution
 from attnprof.analysis.imported import attribute_snapshot
 from attnprof.analysis.kv_cache import describe_kv_cache
@@ -179,6 +180,15 @@ class Run:
         in ``attnprof.analysis.kv_cache`` says what each means.
         """
         return describe_kv_cache(self.attribution)
+
+    def kv_blocks(self) -> pl.DataFrame:
+        """Return the blocks of paged caches, as the engine noted them: a row per forward and block.
+
+        Columns: forward, pool, layers, block, tokens, sequences, block_tokens, pool_blocks.
+        `list_blocks` in ``attnprof.analysis.block_tables`` says what each means. Empty unless
+        `attnprof.note_blocks` or an adapter of ``attnprof.integrations`` noted block tables.
+        """
+        return list_blocks(self.attribution)
 
     def what_if(
         self,

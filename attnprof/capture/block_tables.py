@@ -87,5 +87,8 @@ def note_blocks(
             sum(1 for count in owners.values() if count > 1),
             sum(tokens_in.values()),
             len(sequences),
+            list(tokens_in),
+            list(tokens_in.values()),
+            [owners[block] for block in tokens_in],
         )
     )

@@ -173,6 +173,9 @@ BLOCK_TABLES = pa.schema(
         ("shared", pa.int64()),  # of these, blocks that belong to several sequences
         ("tokens", pa.int64()),  # of all sequences, those of shared blocks once
         ("sequences", pa.int64()),
+        ("blocks", pa.list_(pa.int64())),  # the numbers of those that belong to a sequence
+        ("filled", pa.list_(pa.int64())),  # of each, its tokens
+        ("owners", pa.list_(pa.int64())),  # of each, how many sequences have it
     ]
 )
 

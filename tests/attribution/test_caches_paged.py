@@ -102,6 +102,33 @@ def test_prompts_with_a_common_beginning_share_its_blocks() -> None:
     assert len(frame["layer"].unique()) == LAYERS
 
 
+def test_each_block_is_listed_with_its_tokens_and_sequences() -> None:
+    common = draw_prompts(2 * PAGE)[0]
+    run, _answers, _pool = serve([[*common, 5], [*common, 6, 7]])
+    blocks, frame = run.kv_blocks(), run.kv_cache()
+    assert set(blocks["block_tokens"]) == {PAGE}
+    assert set(blocks["pool_blocks"]) == {BLOCKS}
+    assert blocks["tokens"].max() == PAGE
+    sums = blocks.group_by("forward", maintain_order=True).agg(
+        tokens=pl.col("tokens").sum(),
+        allocated_blocks=pl.len().cast(pl.Int64),
+        shared_blocks=(pl.col("sequences") > 1).sum().cast(pl.Int64),
+    )
+    layer = frame.filter(pl.col("layer") == frame["layer"][0])
+    assert sums["forward"].to_list() == layer["forward"].to_list()
+    assert sums["allocated_blocks"].to_list() == layer["allocated_blocks"].to_list()
+    assert sums["shared_blocks"].to_list() == layer["shared_blocks"].to_list()
+    last = layer.row(-1, named=True)
+    room = last["used_blocks"] * PAGE - int(sums["tokens"][-1])
+    assert last["last_block_slack_bytes"] == room * TOKEN
+
+
+def test_run_without_block_tables_lists_no_blocks() -> None:
+    with attnprof.trace(samples_per_second=0) as tracer:
+        torch.ones(3)
+    assert tracer.run.kv_blocks().is_empty()
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -10,10 +10,11 @@ import pytest
 from attnprof.palette import COLOURS, LESS, MORE, SERIES
 from attnprof_dashboard.data.timeline_index import Window
 from attnprof_dashboard.figures.bars import draw_waterfall
+from attnprof_dashboard.figures.blocks import STATES, draw_raster, find_states
 from attnprof_dashboard.figures.growth import draw_growth, draw_law
 from attnprof_dashboard.figures.layers import draw_own_peaks, shorten
 from attnprof_dashboard.figures.timeline import Marks, draw_timeline
-from attnprof_dashboard.pages.kv_cache import draw_blocks
+from attnprof_dashboard.pages.kv_cache import draw_blocks, draw_rasters
 
 SECOND = 10**9
 
@@ -95,3 +96,39 @@ def test_small_pictures_have_room_between_their_marks() -> None:
     ticks = figure.layout.yaxis.tickvals
     assert 2 <= len(ticks) <= 4
     assert all(b > a for a, b in pairwise(ticks))
+
+
+def make_blocks(rows: list[tuple[int, int, int, int]], pool_blocks: int) -> pl.DataFrame:
+    """Return rows of `Run.kv_blocks` from (forward, block, tokens, sequences)."""
+    names = ("forward", "block", "tokens", "sequences")
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(names, pl.Int64), orient="row")
+    return frame.with_columns(
+        pool=pl.lit(1), layers=[0, 1], block_tokens=pl.lit(4), pool_blocks=pl.lit(pool_blocks)
+    )
+
+
+def test_blocks_are_drawn_in_the_state_they_were_in() -> None:
+    rows = [(3, 0, 4, 2), (3, 2, 4, 1), (3, 3, 1, 1), (7, 0, 4, 1), (7, 3, 0, 1)]
+    forwards, codes = find_states(make_blocks(rows, 5))
+    assert forwards == [3, 7]
+    assert [[STATES[code] for code in row] for row in codes.tolist()] == [
+        ["shared", "used"],
+        ["free", "free"],
+        ["used", "free"],
+        ["slack", "taken, empty"],
+        ["free", "free"],
+    ]
+    (chart,) = draw_rasters(make_blocks(rows, 5), "light")
+    assert chart.figure is not None
+    shown = {trace.name for trace in chart.figure.data if trace.name}
+    assert shown == {"shared", "used", "slack", "taken, empty", "free"}
+    assert chart.table.rows == rows
+
+
+def test_many_blocks_share_rows_in_the_state_of_most_of_them() -> None:
+    rows = [(0, block, 4, 1) for block in range(300) if block % 3]
+    colours = dict.fromkeys(STATES, "#000000")
+    figure, per_row = draw_raster(make_blocks(rows, 300), scheme="light", colours=colours)
+    assert per_row == 3
+    assert len(figure.data[0].z) == 100
+    assert {STATES[code] for row in figure.data[0].z for code in row} == {"used"}

@@ -27,7 +27,7 @@ from attnprof_dashboard.data.outlook import describe_outlook
 from attnprof_dashboard.data.segment_map import describe_allocator
 from attnprof_dashboard.data.timeline_index import Changes, write_index
 
-FORMAT = 6
+FORMAT = 7
 """Raised when the derived files change; older ones are then derived anew."""
 
 FACTS_FILE = "facts.json"
@@ -57,6 +57,7 @@ def derive(path: Path, out: Path) -> None:
     devices = sorted(names, key=lambda name: (name != first, name)) or [first]
     found = [_derive_device(run, name, out / f"device-{i}") for i, name in enumerate(devices)]
     _write_frame(out / "kv_cache.arrow", run.kv_cache())
+    _write_frame(out / "kv_blocks.arrow", run.kv_blocks())
     _write_table(out / "samples.arrow", run.attribution.facts.stored.table("samples"))
     facts = {
         "status": run.status.value,

@@ -51,6 +51,11 @@ class Digest:
         """`Run.kv_cache`."""
         return _read_frame(self.folder / "kv_cache.arrow")
 
+    @property
+    def kv_blocks(self) -> pl.DataFrame:
+        """`Run.kv_blocks`."""
+        return _read_frame(self.folder / "kv_blocks.arrow")
+
     @cached_property
     def samples(self) -> pl.DataFrame:
         """What host and GPUs said of the memory of process and machine, over time."""

@@ -15,6 +15,7 @@ from attnprof.vocabulary import Category
 from attnprof_dashboard.chart import Chart
 from attnprof_dashboard.components.cards import chart_card, message, tile, tiles
 from attnprof_dashboard.figures.bars import draw_bars, draw_lines
+from attnprof_dashboard.figures.blocks import draw_raster
 from attnprof_dashboard.figures.layers import natural_key
 from attnprof_dashboard.pages.page import Page, Subject
 from attnprof_dashboard.table import Column, Table, Unit
@@ -82,6 +83,7 @@ def charts(subject: Subject) -> list[Chart]:
         _draw_forwards(frame, subject.scheme),
         _draw_per_token(layers, subject.scheme),
         *draw_blocks(frame, subject.scheme),
+        *draw_rasters(subject.digest.kv_blocks, subject.scheme),
         *_draw_forms(layers, subject.scheme),
         _list_layers(frame),
     ]
@@ -215,6 +217,28 @@ def _draw_table(key: str, rows: pl.DataFrame, layers: list[str], scheme: str) ->
     )
     title = f"Blocks of {size} tokens over forwards"
     return Chart(key, title, why, Table.of(_BLOCK_COLUMNS, rows.to_dicts()), figure)
+
+
+def draw_rasters(blocks: pl.DataFrame, scheme: str) -> list[Chart]:
+    """Return for each table that an engine noted its blocks over forwards, one by one."""
+    if blocks.is_empty():
+        return []
+    tables = blocks.partition_by("pool", "layers", maintain_order=True)
+    return [_draw_raster(number, rows, scheme) for number, rows in enumerate(tables)]
+
+
+def _draw_raster(number: int, rows: pl.DataFrame, scheme: str) -> Chart:
+    figure, per_row = draw_raster(rows, scheme=scheme, colours=_COLOURS)
+    layers = ", ".join(map(str, rows["layers"][0])) or "all"
+    why = (
+        f"Each block of the pool after every forward (layers: {layers}): of several sequences, "
+        "full, with room left, taken and empty, or free."
+    )
+    if per_row > 1:
+        why += f" A row stands for {per_row} blocks, in the state that most of them are in."
+    columns = [Column(name, Unit.COUNT) for name in ("forward", "block", "tokens", "sequences")]
+    table = Table(tuple(columns), rows.select(c.name for c in columns).rows())
+    return Chart(f"raster-{number}" if number else "raster", "Block by block", why, table, figure)
 
 
 def _draw_forms(layers: list[LayerCache], scheme: str) -> list[Chart]:
