@@ -81,7 +81,10 @@ def bind(
         Catalog(root), token=secret, hosts=_list_hosts(host), cache=cache, frames=frames
     )
     listening = _listen(host, port)
-    server = create_server(app.server, sockets=[listening], threads=_THREADS, ident=None)
+    # Polled: select() knows no file descriptor above 1023, and a notebook may have more.
+    server = create_server(
+        app.server, sockets=[listening], threads=_THREADS, ident=None, asyncore_use_poll=True
+    )
     shown = "127.0.0.1" if host in _ANY else host
     shown = f"[{shown}]" if ":" in shown else shown
     return Serving(f"http://{shown}:{listening.getsockname()[1]}/?{QUERY}={secret}", server)

@@ -2,7 +2,6 @@
 
 import re
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -178,17 +177,3 @@ def test_forwards_of_several_threads_are_not_taken_for_ones_without_backward(
         for thread in threads:
             thread.join()
     assert "no_grad" not in {one.kind for one in tracer.run.advice()}
-
-
-def test_advice_is_fast(tmp_path: Path) -> None:
-    program, make_batch = make_program(Form(length=8, width=16, layers=8))
-    with attnprof.trace(tmp_path / "run", samples_per_second=0) as tracer:
-        for _ in range(20):
-            program(make_batch()).backward()
-            program.zero_grad()
-    count = len(tracer.run.allocations)
-    assert count > 5000
-    begin = time.perf_counter()
-    assert tracer.run.advice()
-    # A second per 100 000 allocations is promised; this machine may be as slow as ten of it.
-    assert time.perf_counter() - begin < max(3.0, 10 * count / 100_000)

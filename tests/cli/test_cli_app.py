@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,6 @@ def test_help_loads_nothing_heavy(verb: list[str], tmp_path: Path) -> None:
         "heavy = {'numpy', 'polars', 'pyarrow', 'torch', 'transformers'} & sys.modules.keys(); "
         "sys.exit(str(heavy) if heavy else 0)"
     )
-    begun = time.perf_counter()
     ended = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -35,8 +33,6 @@ def test_help_loads_nothing_heavy(verb: list[str], tmp_path: Path) -> None:
     )
     assert ended.returncode == 0, ended.stderr
     assert "Usage: attnprof" in ended.stdout
-    # A fifth of a second on a quiet machine; torch alone takes more than this allows.
-    assert time.perf_counter() - begun < 3
 
 
 def test_no_arguments_show_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:

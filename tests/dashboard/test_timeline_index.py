@@ -1,6 +1,7 @@
 """The index against all events: nothing high or low is lost, and categories always sum."""
 
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnprof_dashboard.data import timeline_index
-from attnprof_dashboard.data.timeline_index import Changes, TimelineIndex, Window, write_index
+from attnprof_dashboard.data.timeline_index import (
+    Changes,
+    TimelineIndex,
+    Window,
+    map_column,
+    write_index,
+)
 
 NAMES = ("softmax", "parameters", "unattributed")
 
@@ -115,3 +122,16 @@ def test_what_happens_at_one_place_counts_together(folders: Path) -> None:
     # A storage that is resized: 100 bytes go and 160 come at the same place in the order.
     index = open_index(folders, make_changes([(1, 1, 100, 0), (1, 1, -100, 0), (0, 0, 160, 0)]))
     assert index.total_bytes.tolist() == [100, 160]
+
+
+def test_columns_keep_no_file_open(tmp_path: Path) -> None:
+    np.save(tmp_path / "column.npy", np.arange(5000))
+    before = len(os.listdir("/proc/self/fd"))
+    column = map_column(tmp_path / "column.npy")
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert column.tolist() == list(range(5000))
+
+
+def test_empty_column_is_mapped(tmp_path: Path) -> None:
+    np.save(tmp_path / "column.npy", np.arange(0))
+    assert map_column(tmp_path / "column.npy").tolist() == []
