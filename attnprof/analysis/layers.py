@@ -34,10 +34,12 @@ SCHEMA = {
 def describe_layers(attribution: Attribution) -> pl.DataFrame:
     """Return a row per attention layer; columns as in `SCHEMA`, bytes of its largest call.
 
-    ``softmax_bytes`` are the softmax results of one call, ``saved_softmax_bytes`` every distinct
-    storage between QKᵀ and PV that autograd kept, ``scores_peak_bytes`` the most bytes of scores
-    and softmax the layer ever held at once. Forwards that checkpointing repeats are not counted
-    again.
+    ``softmax_bytes`` are the softmax results of one call. ``saved_softmax_bytes`` are all distinct
+    storages between QKᵀ and PV that autograd kept, the most that were live at once: a layer that is
+    called twelve times in a forward keeps those of twelve calls, one that ran in twelve steps those
+    of one. ``predicted_saved_bytes`` is theory's size for the same calls. ``scores_peak_bytes`` are
+    the most bytes of scores and softmax the layer ever held at once. Forwards that checkpointing
+    repeats are not counted again.
     """
     by_layer: dict[str, list[AttentionCall]] = {}
     for call in attribution.calls:
@@ -65,16 +67,42 @@ class _LayerBytes:
         self._size: dict[int, int] = {}
         for number, size in zip(storage, frame["requested_bytes"].to_list(), strict=True):
             self._size[number] = max(size, self._size.get(number, 0))
-        saved = frame["saved"].to_list()
-        self.saved = {number for number, kept in zip(storage, saved, strict=True) if kept}
+        lives = frame.select("start", "end").with_columns(storage=attribution.blocks.storage)
+        saved = lives.filter(frame["saved"]).group_by("storage")
+        self._saved_lives: dict[int, tuple[int, int]] = {
+            number: (start, end)
+            for number, start, end in saved.agg(
+                pl.col("start").min(), pl.col("end").max()
+            ).iter_rows()
+        }
         self._frame = frame.select(
             pl.col("layer", "category").cast(pl.String), "size_bytes", "start", "end"
         )
 
-    def size_of(self, rows: Iterable[int], *, saved: bool = False) -> int:
+    def storages_of(self, rows: Iterable[int]) -> set[int]:
+        """Return the storages in operand rows."""
+        return {int(self.facts.storage[row]) for row in rows}
+
+    def size_of(self, rows: Iterable[int]) -> int:
         """Return the bytes of the distinct storages in operand rows."""
-        storages = {int(self.facts.storage[row]) for row in rows}
-        return sum(self._size.get(s, 0) for s in storages if not saved or s in self.saved)
+        return sum(self._size.get(s, 0) for s in self.storages_of(rows))
+
+    def list_most_saved(self, rows: Iterable[int]) -> set[int]:
+        """Return the storages in operand rows that autograd held when their bytes were the most."""
+        storages = self.storages_of(rows) & self._saved_lives.keys()
+        changes = [(self._saved_lives[s][0], self._size[s]) for s in storages]
+        changes += [(self._saved_lives[s][1], -self._size[s]) for s in storages]
+        most, size, instant = 0, 0, -1
+        for at, change in sorted(changes):  # at one instant what ends goes first
+            size += change
+            if size > most:
+                most, instant = size, at
+        lives = self._saved_lives
+        return {s for s in storages if lives[s][0] <= instant < lives[s][1]}
+
+    def sum_storages(self, storages: Iterable[int]) -> int:
+        """Return the bytes of storages."""
+        return sum(self._size[number] for number in storages)
 
     def peak_of(self, layer: str, *categories: Category) -> int:
         """Return the most bytes of some categories that a layer held at once."""
@@ -107,6 +135,8 @@ def _describe_layer(
     kind = _name_kind(largest, speaker)
     # What a chunk of linear attention multiplies inside is no softmax: see scores_peak_bytes.
     is_linear = kind is AttentionKind.LINEAR
+    saved = set() if is_linear else blocks.list_most_saved(_list_path_rows(pairs))
+    keeping = [p for p in pairs if saved & blocks.storages_of(_list_path_rows([p]))] or largest
     return {
         "layer": layer,
         "kind": kind.value,
@@ -119,11 +149,11 @@ def _describe_layer(
         "head_dim": speaker.head_dim,
         "dtype": speaker.dtype,
         "softmax_bytes": 0 if is_linear else sum(blocks.size_of(p.result_rows) for p in largest),
-        "saved_softmax_bytes": 0 if is_linear else max(_sum_saved(call, blocks) for call in calls),
+        "saved_softmax_bytes": blocks.sum_storages(saved),
         "scores_peak_bytes": blocks.peak_of(layer, Category.ATTENTION_SCORES, Category.SOFTMAX),
         "mask_bytes": max(blocks.size_of(p.mask_rows) for p in pairs),
         "kv_cache_bytes": blocks.peak_of(layer, Category.KV_CACHE),
-        "predicted_saved_bytes": sum(_predict_saved(p, blocks.facts) for p in largest),
+        "predicted_saved_bytes": sum(_predict_saved(p, blocks.facts) for p in keeping),
         "backend_reason": explain_backend(blocks.facts, speaker),
     }
 
@@ -150,10 +180,9 @@ def _name_kind(call: list[AttentionCall], speaker: AttentionCall) -> AttentionKi
     return speaker.kind
 
 
-def _sum_saved(call: list[AttentionCall], blocks: _LayerBytes) -> int:
-    """Return the bytes kept between the products of one call, each storage once."""
-    rows = [row for p in call if p.kind is not AttentionKind.LINEAR for row in p.path_rows]
-    return blocks.size_of(rows, saved=True)
+def _list_path_rows(pairs: list[AttentionCall]) -> list[int]:
+    """Return the operand rows between the products of calls."""
+    return [row for p in pairs if p.kind is not AttentionKind.LINEAR for row in p.path_rows]
 
 
 def _describe_recurrent(layer: str, blocks: _LayerBytes) -> dict[str, object]:

@@ -23,7 +23,7 @@ from attnprof.report.fold import fold_names
 from attnprof.report.verdict import format_share
 from attnprof.run import Run
 from attnprof.units import format_bytes
-from attnprof.vocabulary import AttentionKind, Category, Phase
+from attnprof.vocabulary import Category, Phase
 
 _MOST_LINES = 6
 _MOST_SHARES = 4
@@ -135,25 +135,8 @@ class Held:
 
     @cached_property
     def _saved_softmax(self) -> dict[str, int]:
-        """The most bytes between QKᵀ and PV that each layer kept for backward at once.
-
-        `Run.layers` has those of one call. A module that stands for several layers is called as
-        often, and keeps them all.
-        """
-        facts = self.run.attribution.facts
-        storages: dict[str, set[int]] = {}
-        for call in self.run.attribution.calls:
-            if not call.is_recompute and call.kind != AttentionKind.LINEAR:
-                rows = (int(facts.storage[row]) for row in call.path_rows)
-                storages.setdefault(call.layer, set()).update(rows)
-        blocks = self._allocations.with_columns(
-            size_bytes="requested_bytes", storage=self.run.attribution.blocks.storage
-        ).filter("saved")
-        sizes = {}
-        for layer, size in self.run.layers().select("layer", "saved_softmax_bytes").iter_rows():
-            own = blocks.filter(pl.col("storage").is_in(storages.get(layer, ())))
-            sizes[layer] = max(size, find_peak(own).total_bytes if size and len(own) else 0)
-        return sizes
+        """The most bytes between QKᵀ and PV that each layer kept for backward at once."""
+        return dict(self.run.layers().select("layer", "saved_softmax_bytes").iter_rows())
 
     @cached_property
     def _kv_bytes_per_token(self) -> dict[str, int]:

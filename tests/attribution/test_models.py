@@ -512,6 +512,21 @@ def test_checkpointed_attention_keeps_nothing(use_reentrant: bool) -> None:
     assert row["softmax_bytes"] == SCORES * FLOAT
 
 
+def test_a_layer_called_again_keeps_what_all_its_calls_keep() -> None:
+    class Shared(_Inner):
+        def forward(self, inputs: Tensor) -> Tensor:
+            result: Tensor = self.inner(self.inner(self.inner(inputs)))
+            return result
+
+    model = Shared(Attention(attend))
+    with attnprof.trace() as tracer:
+        for _ in range(2):  # the second step keeps what the first gave back
+            model(embed()).square().mean().backward()
+    row = row_of(tracer.run, "inner")
+    assert (row["calls"], row["softmax_bytes"]) == (6, SCORES * FLOAT)
+    assert row["saved_softmax_bytes"] == row["predicted_saved_bytes"] == 3 * SCORES * FLOAT
+
+
 def test_models_in_one_trace_are_named_apart() -> None:
     class First(_Inner):
         pass
