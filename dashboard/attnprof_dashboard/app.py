@@ -18,7 +18,7 @@ from attnprof_dashboard.data.live import LiveStore
 from attnprof_dashboard.data.store import DigestStore
 from attnprof_dashboard.figures.theme import TEMPLATES
 from attnprof_dashboard.pages import PAGES
-from attnprof_dashboard.pages.page import render
+from attnprof_dashboard.pages.page import render, render_unknown
 from attnprof_dashboard.security import LOOPBACK, protect
 
 _INDEX = """<!DOCTYPE html>
@@ -93,10 +93,13 @@ def create_app(
     )
     state.attach(server, state.State(catalog, DigestStore(catalog, cache), LiveStore(), prefix))
     for page in PAGES:
-        dash.register_page(
-            page.name, path=page.path, title=f"{page.title} · attnprof", layout=_lay_out(page)
-        )
+        title, layout = f"{page.title} · attnprof", _lay_out(page)
+        dash.register_page(page.name, path=page.path, title=title, layout=layout)
+        if page.path == "/":  # those who type addresses find it under its name too
+            dash.register_page(f"{page.name}-named", f"/{page.name}", title=title, layout=layout)
         page.register(app)
+    # Dash looks for a page of this name where an address has none.
+    dash.register_page("not_found_404", title="No such page · attnprof", layout=render_unknown)
     shell.register(app, PAGES)
     app.layout = partial(shell.make_shell, PAGES)
     export.register(server, prefix)

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Callable, Collection, Sequence
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from flask import Flask, Response, abort, redirect, request
 from werkzeug.wrappers import Response as AnyResponse
@@ -83,7 +83,7 @@ def _let_in(cookie: str, token: str, prefix: str) -> AnyResponse:
     rest = [(name, text) for name, text in request.args.items(multi=True) if name != QUERY]
     query = f"?{urlencode(rest)}" if rest else ""
     # One slash: what begins with two is the address of another host.
-    path = "/" + (request.root_path + request.path).lstrip("/")
+    path = "/" + quote(request.root_path + request.path).lstrip("/")
     response = redirect(f"{path}{query}", code=303)
     response.set_cookie(cookie, token, httponly=True, samesite="Strict", path=prefix)
     return response

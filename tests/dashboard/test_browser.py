@@ -55,6 +55,15 @@ def test_overview_shows_the_peak_of_the_api(screen: Screen, runs: Path) -> None:
         assert row.locator(f"[title='{size:,} bytes']").count() == 1
 
 
+def test_addresses_that_people_type(screen: Screen) -> None:
+    screen.watch()
+    screen.open("overview?run=train/eager")
+    assert screen.page.locator("h1").inner_text() == "Overview"
+    screen.open("nothing?run=train/eager")
+    screen.page.get_by_text("Choose a page from the navigation").wait_for(timeout=READY_MS)
+    assert screen.errors == []
+
+
 def test_layers_show_the_bytes_of_the_api(screen: Screen, runs: Path) -> None:
     layers = attnprof.load(runs / "train" / "eager").layers()
     screen.open("layers?run=train/eager")

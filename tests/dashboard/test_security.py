@@ -42,6 +42,12 @@ def test_token_becomes_a_cookie_and_leaves_the_address(stranger: FlaskClient) ->
     assert stranger.get("/", headers=HOST).status_code == 200
 
 
+def test_redirect_quotes_what_would_end_the_header(stranger: FlaskClient) -> None:
+    response = stranger.get(f"/%0d%0aX:1?token={TOKEN}", headers=HOST)
+    assert response.status_code == 303
+    assert response.headers["Location"] == "/%0D%0AX%3A1"
+
+
 def test_redirect_stays_on_this_host(stranger: FlaskClient) -> None:
     response = stranger.get(f"//evil.example/?token={TOKEN}", headers=HOST)
     assert not response.headers.get("Location", "/").startswith("//")

@@ -152,6 +152,20 @@ def render(page: Page, query: dict[str, Any]) -> Component:
     return html.Div([*stores, head, *body], className="page")
 
 
+def render_unknown(**query: Any) -> Component:
+    """Return what is shown at an address that no page has."""
+    view = asdict(View.read(query))
+    return html.Div(
+        [
+            dcc.Store(id=ids.VIEW, data={**view, "page": "", "devices": []}),
+            dcc.Store(id=ids.SUBJECT, data={"run": view["run"], "device": view["device"]}),
+            html.Div(html.H1("No such page"), className="page-head"),
+            message("Nothing is at this address", "Choose a page from the navigation."),
+        ],
+        className="page",
+    )
+
+
 def _explain(missing: Missing) -> Component:
     if missing.is_pending:
         return html.Div(
