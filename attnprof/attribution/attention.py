@@ -139,14 +139,16 @@ def _add_side_ops(facts: Facts, pair: Pair, call: AttentionCall) -> None:
 def _find_masks(facts: Facts, call: AttentionCall) -> None:
     """Note what joins the scores, or the softmax results, from the side."""
     own = call.score_ops | call.softmax_ops
+    normalisers = {int(facts.row_op[row]) for row in call.result_rows if call.has_normaliser}
     for op in sorted(own - call.seconds):
+        joins_result = op in call.softmax_ops and op not in normalisers
         skip = set(factors(facts, op)) if is_product(facts, op) else set()
         for row in facts.rows_in(op):
             made = int(facts.producer_row[row])
             if row in skip or (made >= 0 and int(facts.row_op[made]) in own):
                 continue
             if facts.signature_of(row).numel >= max(2, call.k_len):
-                (call.softmax_rows if op in call.softmax_ops else call.mask_rows).append(row)
+                (call.softmax_rows if joins_result else call.mask_rows).append(row)
 
 
 def _find_single_ops(facts: Facts) -> list[AttentionCall]:

@@ -38,7 +38,7 @@ class Operator:
     """What is known of an operator before it runs."""
 
     __slots__ = (
-        "call", "code", "decomposes", "func", "imitated", "is_plain",
+        "call", "code", "decomposes", "func", "imitated", "is_made_of_ops", "is_plain",
         "resizes", "tensors_end", "written",
     )  # fmt: skip
 
@@ -66,7 +66,8 @@ class Operator:
         """It is nothing but other ops. Autograd takes it apart before a mode sees it; under
         inference_mode nobody does, so the mode has to."""
         self.imitated = func in IMITATED
-        self.is_plain = not (self.decomposes or self.imitated)
+        self.is_made_of_ops = name in _MADE_OF_OPS
+        self.is_plain = not (self.decomposes or self.imitated or self.is_made_of_ops)
         """It is run and written down; nothing else is to be considered."""
         holders = [i + 1 for i, a in enumerate(arguments) if "Tensor" in str(a.type)]
         self.tensors_end = max(holders, default=0) if schema else sys.maxsize
@@ -76,6 +77,16 @@ class Operator:
             # the result, or under fake tensors is dropped for one.
             self.tensors_end = 0
 
+
+_MADE_OF_OPS = frozenset(
+    {
+        "aten::_native_multi_head_attention",
+        "aten::_transformer_encoder_layer_fwd",
+    }
+)
+"""What `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` run in evaluation: whole layers as
+one op. On the CPU its kernel calls ops for all it does, scores and softmax among them; a mode that
+stays on while it runs sees them."""
 
 _DEVICE_QUESTION = torch.ops.prim.device.default
 
@@ -181,6 +192,9 @@ class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotat
                     result = func.decompose(*args, **(kwargs or {}))
                 if result is not NotImplemented:
                     return result
+            if operator.is_made_of_ops and args[0].device.type == "cpu":
+                with self:
+                    return func._op_dk(torch._C.DispatchKey.CPU, *args, **(kwargs or {}))
         fact = [operator.code, self.scope, self.thread]
         self._describe(args[: operator.tensors_end], fact, False)
         if kwargs and operator.tensors_end:

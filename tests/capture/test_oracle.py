@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 
 import attnprof
 from attnprof import Run
@@ -58,6 +59,31 @@ def test_ledger_of_decoding_matches_allocator(make: Callable[[str], Case], atten
     assert_ledger_is_exact(
         case,
         lambda: model.generate(**case.inputs, max_new_tokens=5, do_sample=False, pad_token_id=0),
+    )
+
+
+@pytest.mark.parametrize("is_padded", [False, True])
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_ledger_of_layers_that_run_as_one_op_matches_allocator(
+    norm_first: bool, is_padded: bool
+) -> None:
+    """In evaluation torch's own encoder is an op per layer, and its scores come and go inside."""
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=norm_first)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    inputs = {"src": torch.randn(2, 48, 16)}
+    if is_padded:
+        inputs["src_key_padding_mask"] = torch.arange(48).expand(2, 48) > 40
+    case = Case(model, inputs)
+
+    @torch.no_grad()
+    def infer() -> torch.Tensor:
+        return model(**inputs)
+
+    expected = infer()
+    assert_ledger_is_exact(case, infer)
+    run, _ = record_traced(lambda: torch.testing.assert_close(infer(), expected, rtol=0, atol=0))
+    assert (
+        run.layers()["scores_peak_bytes"].to_list() == [(1 + is_padded) * 2 * 2 * 48 * 48 * 4] * 2
     )
 
 
