@@ -21,13 +21,18 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attnprof.capture.cuda_dialect import CudaDialect
-from attnprof.capture.fake_disguise import formatting_fake_tensors, hiding_fakeness
+from attnprof.capture.fake_disguise import (
+    formatting_fake_tensors,
+    hiding_fakeness,
+    reading_arrays,
+)
 from attnprof.capture.fake_failures import saying_what_fails
 from attnprof.capture.fake_parameters import (
     converting_fake_parameters,
     copying_fake_parameters,
     updating_fake_parameters,
 )
+from attnprof.capture.fake_twins import Twins
 from attnprof.capture.fake_values import FakeValues
 from attnprof.capture.tracer import Tracer
 from attnprof.capture.workload import MakeStep, check_workload, describe_workload, run_steps
@@ -77,13 +82,15 @@ def dry_run(
     capability = _find_capability(device, assumed) if on_cuda else None
     if capability is not None:
         about["compute_capability"] = capability
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    twins = Twins(fake_mode, torch.device("cuda:0" if on_cuda else "cpu"))
     tracer = Tracer(
         directory,
         samples_per_second=0,
         info={"workload": workload, "dry_run": about},
-        fake_device=torch.device("cuda:0" if on_cuda else "cpu"),
+        twins=twins,
     )
-    values = FakeValues(assumed)
+    values = FakeValues(assumed, twins)
     with ExitStack() as stack:
         for context in (
             saying_what_fails(),
@@ -92,7 +99,8 @@ def dry_run(
             updating_fake_parameters(as_on_cuda=on_cuda),
             hiding_fakeness(values),
             formatting_fake_tensors(),
-            FakeTensorMode(allow_non_fake_inputs=True),
+            reading_arrays(values),
+            fake_mode,
             values,
         ):
             stack.enter_context(context)

@@ -1,11 +1,13 @@
-"""Let a program treat fake tensors as it does real ones: ask what they are, format them."""
+"""Let a program treat fake tensors as real ones: ask what they are, format them, read them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from attnprof.capture.fake_values import FakeValues
 
@@ -53,3 +55,37 @@ def formatting_fake_tensors() -> Iterator[None]:
         yield
     finally:
         del kind.__format__
+
+
+@contextmanager
+def reading_arrays(values: FakeValues) -> Iterator[None]:
+    """Let ``tensor.numpy()`` give an array: torch refuses it for fakes, and misreads real tensors.
+
+    While fakes are made, torch's own looks for a real tensor's memory where a fake would have it:
+    https://github.com/pytorch/pytorch/blob/v2.13.0/torch/csrc/utils/tensor_numpy.cpp#L164
+    """
+    original: Any = torch.Tensor.numpy
+
+    class Array(np.ndarray[Any, Any]):
+        source: torch.Tensor  # its memory is the array's, in a real run
+
+    def read(tensor: Any, *, force: bool = False) -> Any:
+        if isinstance(tensor, FakeTensor):
+            if tensor.requires_grad and not force:
+                raise RuntimeError(
+                    "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() "
+                    "instead."
+                )
+            array = values.read_array(tensor).view(Array)
+            array.source = tensor
+            return array
+        tensor.detach()  # as torch's does, by which the tensor is met
+        with _disable_current_modes():
+            return original(tensor, force=force)
+
+    torch.Tensor.numpy = read  # type: ignore[assignment]  # put back below
+    try:
+        yield
+    finally:
+        # It was inherited; no attribute of the class itself.
+        del torch.Tensor.numpy

@@ -42,10 +42,6 @@ _BY_TEXT: dict[str, tuple[str, str]] = {
         "something keeps tensors from one run to the next (a global, a cache); build all of it "
         "inside make_step",
     ),
-    "not supported for tensor subclasses": (
-        "the program takes a tensor's values out of torch",
-        f"a dry run has shapes but no values; keep them in torch, {_MEASURE}",
-    ),
     "data pointer": (
         "a kernel outside of torch's operators reads memory directly",
         f"wrap it with torch.library.custom_op and register_fake, {_MEASURE}",

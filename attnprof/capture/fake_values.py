@@ -6,10 +6,9 @@ that depend on nothing unknown, as long as that is cheap: tensors that hold one 
 of any size, and vectors. It answers reads from those, and says which read it cannot answer.
 """
 
-import math
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,18 +19,22 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_map_only
 
 from attnprof.capture.dynamo import SKIPPING, leave_alone
-from attnprof.capture.fake_failures import refuse_real_parameters
+from attnprof.capture.fake_rules import (
+    DRAWS,
+    FILLED_WITH,
+    KEEPERS,
+    MOVES,
+    NUMBER_AT,
+    answer_if_finite,
+    is_cheap,
+    list_tensors,
+    make_grouped_product,
+    shorten,
+)
+from attnprof.capture.fake_twins import Twins
 from attnprof.capture.fake_views import VIEWS, make_view
 from attnprof.capture.lines import find_line, is_under
 from attnprof.errors import DryRunError
-
-SMALL = 1024
-"""Tensors of up to so many elements are computed for real."""
-ROWS = 8
-"""So are tensors of up to so many vectors, such as positions or lengths of a batch; what has n²
-elements never is."""
-MOST = 2**24
-"""No tensor of more elements is: a vector may be long for being n² of something flattened."""
 
 _SAMPLING = os.path.join(os.path.dirname(torch.__file__), "nn", "init.py")
 
@@ -39,29 +42,6 @@ ASSUMED_READ = 1.0
 """What reading an unknown floating-point value gives: finite, positive and fit for a logarithm."""
 
 aten = torch.ops.aten
-
-_FILLED_WITH: dict[str, Any] = {
-    "aten::zeros": 0, "aten::zeros_like": 0, "aten::new_zeros": 0, "aten::zero_": 0,
-    "aten::ones": 1, "aten::ones_like": 1, "aten::new_ones": 1,
-}  # fmt: skip
-"""Ops that put one number everywhere -> the number."""
-_NUMBER_AT = {
-    "aten::scalar_tensor": 0, "aten::full": 1, "aten::full_like": 1, "aten::fill_": 1,
-    "aten::new_full": 2,
-}  # fmt: skip
-"""Ops that put one number everywhere -> the position of the number among their arguments."""
-_DRAWS = frozenset({"aten::randint", "aten::randperm", "aten::random_"})
-"""Ops that draw whole numbers: token ids, mostly. One draw is as good as another, but for a program
-that reads it."""
-_MOVES = frozenset(
-    f"aten::{name}"
-    for name in (
-        "_to_copy", "clone", "flip", "gather", "index", "index_select", "repeat", "roll",
-    )
-)  # fmt: skip
-"""Ops whose result holds elements of their first operand and nothing else."""
-_KEEPERS = frozenset(f"aten::{name}" for name in ("all", "amax", "amin", "any", "mean"))
-"""Reductions that give the number of which an operand consists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +64,16 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
 
     supports_higher_order_operators = True
 
-    def __init__(self, assumed: dict[str, None]) -> None:
+    def __init__(self, assumed: dict[str, None], twins: Twins) -> None:
         """Know nothing yet.
 
         Args:
             assumed: Gets a line for everything that was assumed, in order.
+            twins: The fakes that stand for real tensors, whose values are there.
         """
         super().__init__()  # type: ignore[no-untyped-call]  # not annotated
         self._assumed = assumed
+        self._twins = twins
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], _Value]] = {}
         """By the id of the fake tensor, for as long as it lives."""
 
@@ -115,10 +97,9 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
         kwargs = kwargs or {}
         if func is aten._local_scalar_dense.default:
             return self._read(args[0])
-        tensors = list(_list_tensors((*args, *kwargs.values())))
-        refuse_real_parameters(tensors)
+        tensors = list(list_tensors((*args, *kwargs.values())))
         if func is aten._grouped_mm.default:
-            return _make_grouped_product(*args, **kwargs)
+            return make_grouped_product(*args, **kwargs)
         is_known = self._knows_operands(func, tensors)
         try:
             result: Any
@@ -127,7 +108,7 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
             else:
                 result = func(*args, **kwargs)
         except DynamicOutputShapeException:
-            if not is_known or not all(_is_cheap(tensor) for tensor in tensors):
+            if not is_known or not all(is_cheap(tensor) for tensor in tensors):
                 raise
             result = self._make_fake(self._compute(func, args, kwargs))
             if self._depends_on_chance(func, tensors):
@@ -136,19 +117,34 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
             return result
         if isinstance(result, FakeTensor | tuple | list):
             self._follow(func, args, kwargs, tensors if is_known else None, result)
-        elif result is None and is_known and all(_is_cheap(tensor) for tensor in tensors):
+        elif result is None and is_known and all(is_cheap(tensor) for tensor in tensors):
             self._follow_writes(func, args, kwargs)
         if is_known and self._depends_on_chance(func, tensors):
             self._mark_drawn((result if result is not None else tensors,))
         return result
 
+    def read_array(self, tensor: torch.Tensor) -> Any:
+        """Return the values of a fake tensor as a numpy array, which cannot be written into.
+
+        Raises:
+            DryRunError: They are whole numbers, or flags, that a dry run cannot know.
+        """
+        with _disable_current_modes():
+            values = torch.as_tensor(self._read_values(tensor), dtype=tensor.dtype)
+            return values.expand(tensor.shape).numpy()
+
     def _read(self, tensor: torch.Tensor) -> Any:
+        values = self._read_values(tensor)
+        with _disable_current_modes():
+            return values.item() if isinstance(values, torch.Tensor) else values
+
+    def _read_values(self, tensor: torch.Tensor) -> torch.Tensor | float | bool:
+        """Return the values of a tensor, or one that stands for all of them."""
         data = self._find(tensor)
         if data is not None:
             if self._is_drawn(tensor):
                 self._assume_drawn("were read")
-            with _disable_current_modes():
-                return data.item()
+            return data
         if tensor.dtype.is_floating_point:
             self._assumed[
                 f"a value that a dry run cannot know was read as {ASSUMED_READ} at {find_line()}"
@@ -165,14 +161,16 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
 
     def _find(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """Return the values of a tensor, or one number with as many dimensions, if known."""
-        if not isinstance(tensor, FakeTensor):
-            with _disable_current_modes():
-                # A copy: what holds on to the program's own tensor changes how long it lives.
-                return tensor.detach().clone() if _is_cheap(tensor) else None
         entry = self._known.get(id(tensor))
-        if entry is not None and entry[1].version == _version_of(tensor):
+        if entry is not None and entry[1].version == self._twins.count_writes(tensor):
             return entry[1].data
-        return None
+        is_fake = isinstance(tensor, FakeTensor)
+        real = self._twins.find_real(tensor) if is_fake else tensor
+        if real is None or not is_cheap(real):
+            return None
+        with _disable_current_modes():
+            # A copy: what holds on to the program's own tensor changes how long it lives.
+            return real.detach().clone()
 
     def _is_drawn(self, tensor: torch.Tensor) -> bool:
         entry = self._known.get(id(tensor))
@@ -180,10 +178,10 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
 
     def _depends_on_chance(self, func: Any, tensors: list[torch.Tensor]) -> bool:
         schema = getattr(func, "_schema", None)
-        return (schema is not None and schema.name in _DRAWS) or any(map(self._is_drawn, tensors))
+        return (schema is not None and schema.name in DRAWS) or any(map(self._is_drawn, tensors))
 
     def _mark_drawn(self, results: Iterable[Any]) -> None:
-        for tensor in _list_tensors(results):
+        for tensor in list_tensors(results):
             if (entry := self._known.get(id(tensor))) is not None:
                 self._known[id(tensor)] = entry[0], replace(entry[1], is_drawn=True)
 
@@ -195,11 +193,11 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
     def _knows_operands(self, func: Any, tensors: list[torch.Tensor]) -> bool:
         """Return whether the result of ``func`` depends on known values only."""
         schema = getattr(func, "_schema", None)  # a higher-order operator has none
-        if schema is not None and schema.name in _DRAWS:
+        if schema is not None and schema.name in DRAWS:
             return True
         if schema is None or torch.Tag.nondeterministic_seeded in func.tags:
             return False
-        if schema.name in _FILLED_WITH or schema.name in _NUMBER_AT:
+        if schema.name in FILLED_WITH or schema.name in NUMBER_AT:
             return True
         if not tensors:
             # Of numbers alone: a counter, a quotient. What is empty holds whatever was there.
@@ -212,22 +210,22 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
         self, func: Any, args: Any, kwargs: Any, operands: list[torch.Tensor] | None, result: Any
     ) -> None:
         """Remember what is known of the result; ``operands`` is None if they are not all known."""
-        results = [leaf for leaf in _list_tensors((result,)) if isinstance(leaf, FakeTensor)]
+        results = [leaf for leaf in list_tensors((result,)) if isinstance(leaf, FakeTensor)]
         if operands is None:
-            answer = _answer_if_finite(func, args)
+            answer = answer_if_finite(func, args)
             if answer is not None:
                 self._remember(func, results[0], answer)
             return
         name = func._schema.name
-        number = _FILLED_WITH.get(name)
-        if number is None and name in _NUMBER_AT and len(args) > _NUMBER_AT[name]:
-            number = args[_NUMBER_AT[name]]
+        number = FILLED_WITH.get(name)
+        if number is None and name in NUMBER_AT and len(args) > NUMBER_AT[name]:
+            number = args[NUMBER_AT[name]]
         if isinstance(number, bool | int | float | complex):
             self._remember(func, results[0], number)
-        elif all(_is_cheap(tensor) for tensor in (*operands, *results)):
-            computed = _list_tensors((self._compute(func, args, kwargs),))
+        elif all(is_cheap(tensor) for tensor in (*operands, *results)):
+            computed = list_tensors((self._compute(func, args, kwargs),))
             for fake, real in zip(results, computed, strict=True):
-                self._keep(fake, _Value(_shorten(real), _version_after(func, fake)))
+                self._keep(fake, _Value(shorten(real), self._version_after(func, fake)))
         elif operands:
             self._follow_number(func, args, kwargs, operands, results)
 
@@ -237,7 +235,7 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
         self._compute(func, args, kwargs, reals)
         for fake, real in reals.values():
             if isinstance(fake, FakeTensor):
-                self._keep(fake, _Value(_shorten(real), _version_after(func, fake)))
+                self._keep(fake, _Value(shorten(real), self._version_after(func, fake)))
 
     def _follow_number(
         self, func: Any, args: Any, kwargs: Any, operands: list[Any], results: list[Any]
@@ -257,7 +255,7 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
             elif name == "aten::cat":
                 if any(value.item() != first.item() for value in values if value is not None):
                     return
-            elif not (makes_view or name in _MOVES or name in _KEEPERS):
+            elif not (makes_view or name in MOVES or name in KEEPERS):
                 return
             for fake in results:
                 if first is not None and fake.numel():
@@ -266,11 +264,16 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
     def _remember(self, func: Any, fake: FakeTensor, number: Any) -> None:
         with _disable_current_modes():
             data = torch.full((1,) * fake.ndim, number, dtype=fake.dtype)
-        self._keep(fake, _Value(data, _version_after(func, fake)))
+        self._keep(fake, _Value(data, self._version_after(func, fake)))
 
     def _keep(self, fake: torch.Tensor, value: _Value) -> None:
         key = id(fake)
         self._known[key] = weakref.ref(fake, lambda _: self._known.pop(key, None)), value
+
+    def _version_after(self, func: Any, tensor: torch.Tensor) -> int:
+        """Return the version that a result of ``func`` has once autograd has counted the write."""
+        version = self._twins.count_writes(tensor)
+        return version if version < 0 or not func._schema.is_mutable else version + 1
 
     def _compute(
         self,
@@ -300,7 +303,7 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
                 reals[id(tensor)] = tensor, real
             return real
 
-        draws = func._schema.name in _DRAWS
+        draws = func._schema.name in DRAWS
         # What is drawn here must not change what the program draws elsewhere.
         apart = torch.random.fork_rng(devices=()) if draws else nullcontext()
         with _disable_current_modes(), apart:
@@ -314,7 +317,7 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
 
         def to_fake(tensor: torch.Tensor) -> torch.Tensor:
             fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-            self._keep(fake, _Value(tensor, _version_of(fake)))
+            self._keep(fake, _Value(tensor, self._twins.count_writes(fake)))
             return fake
 
         return tree_map_only(torch.Tensor, to_fake, real)
@@ -322,69 +325,3 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
 
 if SKIPPING is not None:
     leave_alone(FakeValues.__torch_dispatch__)
-
-
-def _list_tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _list_tensors(value)
-
-
-def _shorten(data: torch.Tensor) -> torch.Tensor:
-    """Return one element, with as many dimensions, if all are the same; else the data."""
-    with _disable_current_modes():
-        if data.numel() < 2:
-            return data
-        first = data.flatten()[:1]
-        return first.reshape((1,) * data.ndim).clone() if bool((data == first).all()) else data
-
-
-def _is_cheap(tensor: torch.Tensor) -> bool:
-    longest = max(tensor.shape, default=1)
-    return tensor.numel() <= max(SMALL, min(ROWS * longest, MOST))
-
-
-def _version_of(tensor: torch.Tensor) -> int:
-    # Under inference_mode writes are not counted.
-    return -1 if tensor.is_inference() else tensor._version
-
-
-def _version_after(func: Any, tensor: torch.Tensor) -> int:
-    """Return the version that a result of ``func`` has once autograd has counted the write."""
-    version = _version_of(tensor)
-    return version if version < 0 or not func._schema.is_mutable else version + 1
-
-
-def _answer_if_finite(func: Any, args: Any) -> bool | None:
-    """Return what a test for NaN or infinity gives if all values are finite; None for other ops.
-
-    ``torch.isfinite`` arrives here as ``x == x`` and ``abs(x) != inf``.
-    """
-    if func in (aten.isnan.default, aten.isinf.default):
-        return False
-    if func in (aten.eq.Tensor, aten.ne.Tensor) and args[0] is args[1]:
-        return bool(func is aten.eq.Tensor)
-    if func in (aten.eq.Scalar, aten.ne.Scalar) and args[1] in (math.inf, -math.inf):
-        return bool(func is aten.ne.Scalar)
-    return None
-
-
-def _make_grouped_product(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    offs: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    out_dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """Return the result of ``_grouped_mm``, whose fake rule knows bfloat16 only.
-
-    The kernel for the CPU takes other dtypes too; its result is the same:
-    https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_meta_registrations.py#L8560
-    """
-    from torch import _meta_registrations
-
-    make: Any = _meta_registrations._create_grouped_mm_output_tensor
-    result: torch.Tensor = make(a, b, offs, out_dtype or a.dtype)
-    return result

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+from attnprof.capture.fake_twins import Twins
 from attnprof.capture.recorder import Recorder, pack_event, pack_free
 from attnprof.store.schema import BORN, FOUND, RESIZED
 
@@ -37,13 +38,12 @@ class StorageRef(weakref.ref):  # type: ignore[type-arg]  # weakref.ref takes no
 class Ledger:
     """The live storages, each under a number of its own that is never used again."""
 
-    def __init__(self, recorder: Recorder, *, fake_device: torch.device | None = None) -> None:
+    def __init__(self, recorder: Recorder, *, twins: Twins | None = None) -> None:
         """Report births and frees to ``recorder``.
 
         Args:
             recorder: What writes them down.
-            fake_device: The device that fake storages are counted on, which by themselves lie
-                on the meta device.
+            twins: In a dry run, the fakes that stand for real tensors.
         """
         self.live: dict[int, StorageRef] = {}
         """StorageImpl address -> reference; an entry leaves before its address can be reused."""
@@ -52,7 +52,8 @@ class Ledger:
         self._events = recorder.storage_events
         self._ops = recorder.ops
         self._on_death = self._forget
-        self._fake_device = fake_device
+        self.twins = twins
+        self._fake_device = None if twins is None else twins.counted_on
         self._devices: dict[torch.device, tuple[int, bool]] = {}
         """Device -> its number, and whether its storages have addresses."""
 
@@ -98,6 +99,8 @@ class Ledger:
             tensor: Any tensor.
             only_live: Return -1 for a storage not met before.
         """
+        if self.twins is not None:
+            tensor = self.twins.find_fake(tensor)
         if tensor.__class__ not in PLAIN_CLASSES:
             first = next(plain_tensors(tensor), None)
             if first is None:

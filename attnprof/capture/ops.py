@@ -152,6 +152,7 @@ class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotat
         self.get_tag: Callable[[], str] | None = None
         """Returns what it notes now, where that may be the program's own."""
         self._live = ledger.live
+        self._twins = ledger.twins
         self._signatures = recorder.signatures
         self._ops = recorder.ops
         self._operators: dict[int, Operator] = {}
@@ -181,6 +182,8 @@ class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotat
             if is_for_subclass:
                 return NotImplemented  # the subclass takes it apart; its pieces come back here
         operator = self._operators.get(id(func)) or self._meet(func)
+        if self._twins is not None and operator.tensors_end:
+            args, kwargs = self._twins.replace(args, kwargs)
         if not operator.is_plain:
             if operator.imitated and not kwargs:
                 in_place = self._in_place_forms.find(func, args)

@@ -26,6 +26,7 @@ from attnprof.capture.devices import (
 )
 from attnprof.capture.dynamo import leave_alone
 from attnprof.capture.endings import status_of, text_of, without_own_frames
+from attnprof.capture.fake_twins import Twins
 from attnprof.capture.ledger import Ledger
 from attnprof.capture.modules import ModuleNames, ModuleWatch
 from attnprof.capture.optimizers import OptimizerWatch
@@ -62,7 +63,7 @@ class Tracer:
         samples_per_second: float = 10.0,
         detail: str = "auto",
         info: dict[str, Any] | None = None,
-        fake_device: torch.device | None = None,
+        twins: Twins | None = None,
     ) -> None:
         """Prepare a trace; nothing happens before ``with``.
 
@@ -72,7 +73,7 @@ class Tracer:
             samples_per_second: How often host and GPU totals are sampled; 0 for never.
             detail: ``"auto"`` or ``"full"``; see `trace`.
             info: What run.json says besides; read when the trace begins and again when it ends.
-            fake_device: The device that fake storages are counted on instead of ``meta``.
+            twins: In a dry run, the fakes that stand for real tensors.
 
         Raises:
             TypeError: ``directory`` is not a path.
@@ -97,7 +98,7 @@ class Tracer:
         self._samples_per_second = samples_per_second
         self._is_adaptive = detail == Detail.AUTO
         self._info = {} if info is None else info
-        self._fake_device = fake_device
+        self._twins = twins
         self._stack = ExitStack()
         self._recorder: Recorder | None = None
         self._ledger: Ledger | None = None
@@ -190,10 +191,10 @@ class Tracer:
         self._process = os.getpid()
         self._writer = RunWriter(self._directory, info)
         self._recorder = recorder = Recorder(self._writer)
-        self._ledger = ledger = Ledger(recorder, fake_device=self._fake_device)
+        self._ledger = ledger = Ledger(recorder, twins=self._twins)
         self._names = names = ModuleNames(recorder, ledger)
         modes = ThreadModes(recorder, ledger)
-        if self._fake_device is None:  # else nothing is allocated where it is counted
+        if self._twins is None:  # else nothing is allocated where it is counted
             self._history = AllocatorHistory(recorder, modes.tag_ops)
         self._detail = detail = DetailSwitch(
             recorder, modes, self._history if self._is_adaptive else None
