@@ -24,7 +24,9 @@ from attnprof.capture.cuda_dialect import CudaDialect
 from attnprof.capture.fake_disguise import (
     formatting_fake_tensors,
     hiding_fakeness,
+    making_one_hot,
     reading_arrays,
+    running_as_written,
 )
 from attnprof.capture.fake_failures import saying_what_fails
 from attnprof.capture.fake_parameters import (
@@ -100,6 +102,8 @@ def dry_run(
             hiding_fakeness(values),
             formatting_fake_tensors(),
             reading_arrays(values),
+            running_as_written(assumed),
+            making_one_hot(),
             fake_mode,
             values,
         ):

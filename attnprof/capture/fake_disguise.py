@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import functional
 from torch.utils._python_dispatch import _disable_current_modes
 
 from attnprof.capture.fake_values import FakeValues
@@ -89,3 +90,48 @@ def reading_arrays(values: FakeValues) -> Iterator[None]:
     finally:
         # It was inherited; no attribute of the class itself.
         del torch.Tensor.numpy
+
+
+@contextmanager
+def making_one_hot() -> Iterator[None]:
+    """Let ``one_hot`` run the ops that it runs on real tensors.
+
+    For fake ones it compares with every class, by a mask besides the result:
+    https://github.com/pytorch/pytorch/blob/v2.13.0/aten/src/ATen/native/Onehot.cpp#L24
+    """
+    original: Any = functional.one_hot
+
+    def one_hot(tensor: Any, num_classes: int = -1) -> Any:
+        if not isinstance(tensor, FakeTensor) or not tensor.numel():
+            return original(tensor, num_classes)
+        highest = tensor.aminmax().max
+        classes = num_classes if num_classes > 0 else int(highest.item()) + 1
+        zeros = torch.zeros((*tensor.shape, classes), dtype=torch.int64, device=tensor.device)
+        return zeros.scatter_(-1, tensor.unsqueeze(-1), 1)
+
+    functional.one_hot = one_hot
+    try:
+        yield
+    finally:
+        functional.one_hot = original
+
+
+@contextmanager
+def running_as_written(assumed: dict[str, None]) -> Iterator[None]:
+    """Let compiled code run uncompiled: a compiler would make kernels for tensors without memory.
+
+    Args:
+        assumed: Gets a line if the program compiles something.
+    """
+    original: Any = torch.compile
+
+    def compile_nothing(*args: Any, **kwargs: Any) -> Any:
+        assumed["what torch.compile compiles was run as it is written"] = None
+        return original(*args, **kwargs)
+
+    torch.compile = compile_nothing
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        torch.compile = original

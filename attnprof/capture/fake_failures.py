@@ -46,12 +46,19 @@ _BY_TEXT: dict[str, tuple[str, str]] = {
         "a kernel outside of torch's operators reads memory directly",
         f"wrap it with torch.library.custom_op and register_fake, {_MEASURE}",
     ),
+    "data is not allocated yet": (
+        "torch reads or writes a tensor's memory outside of its operators",
+        f"give it tensors where it takes lists of numbers, {_MEASURE}",
+    ),
     "Couldn't swap": (
         "a module is moved from the meta device, or to it",
         "build it on the device that make_step is given: in a dry run that takes no memory either",
     ),
     "FakeTensor": ("an operation does not work on fake tensors", "measure this model for real"),
 }
+
+_NESTED = ("_nested_tensor", "shape_env must not be None")
+"""In what torch raises where the lengths in a nested tensor would have to be known."""
 
 
 @contextmanager
@@ -90,7 +97,18 @@ def refuse_real_parameters(tensors: Iterable[Any]) -> None:
             )
 
 
+def refuse_sparse_copies(func: Any) -> None:
+    """Raise if an op makes a sparse copy: a fake kernel takes all values for zeros."""
+    if func._schema.name.startswith("aten::_to_sparse"):
+        raise DryRunError(
+            f"a sparse copy holds as many values as are not zero, at {find_line()}, and a dry run "
+            f"has shapes but no values; make it of indices and values, {_MEASURE}"
+        )
+
+
 def _find_reason(error: Exception) -> tuple[str, str] | None:
+    if any(sign in str(error) for sign in _NESTED):
+        return "a nested tensor is made", f"use a padded one and a mask, {_MEASURE}"
     for kind, reason in _BY_TYPE.items():
         if isinstance(error, kind):
             return reason

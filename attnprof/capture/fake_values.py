@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_map_only
 
 from attnprof.capture.dynamo import SKIPPING, leave_alone
+from attnprof.capture.fake_failures import refuse_sparse_copies
+from attnprof.capture.fake_kernels import mend_result
 from attnprof.capture.fake_rules import (
     DRAWS,
     FILLED_WITH,
@@ -31,6 +33,7 @@ from attnprof.capture.fake_rules import (
     make_grouped_product,
     shorten,
 )
+from attnprof.capture.fake_shapes import run_by_values
 from attnprof.capture.fake_twins import Twins
 from attnprof.capture.fake_views import VIEWS, make_view
 from attnprof.capture.lines import find_line, is_under
@@ -106,11 +109,11 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
             if func in VIEWS and type(args[0]) is FakeTensor:
                 result = make_view(func, args, kwargs)
             else:
-                result = func(*args, **kwargs)
+                result = mend_result(func, args, kwargs, func(*args, **kwargs))
         except DynamicOutputShapeException:
-            if not is_known or not all(is_cheap(tensor) for tensor in tensors):
+            result = self._shape_by_values(func, args, kwargs, tensors if is_known else None)
+            if result is None:
                 raise
-            result = self._make_fake(self._compute(func, args, kwargs))
             if self._depends_on_chance(func, tensors):
                 self._assume_drawn("decided on a shape")
                 self._mark_drawn((result,))
@@ -211,6 +214,9 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
     ) -> None:
         """Remember what is known of the result; ``operands`` is None if they are not all known."""
         results = [leaf for leaf in list_tensors((result,)) if isinstance(leaf, FakeTensor)]
+        if any(leaf.layout is not torch.strided for leaf in (*results, *(operands or ()))):
+            refuse_sparse_copies(func)
+            return
         if operands is None:
             answer = answer_if_finite(func, args)
             if answer is not None:
@@ -258,7 +264,8 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
             elif not (makes_view or name in MOVES or name in KEEPERS):
                 return
             for fake in results:
-                if first is not None and fake.numel():
+                # A view of complex numbers as real ones is twice as long.
+                if first is not None and first.dtype == fake.dtype and fake.numel():
                     self._remember(func, fake, first.reshape(()).item())
 
     def _remember(self, func: Any, fake: FakeTensor, number: Any) -> None:
@@ -312,10 +319,23 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
                 real_kwargs["device"] = torch.device("cpu")
             return func(*real_args, **real_kwargs)
 
+    def _shape_by_values(
+        self, func: Any, args: Any, kwargs: Any, operands: list[torch.Tensor] | None
+    ) -> Any:
+        """Return the result of an op whose shape depends on values, if those are known.
+
+        ``operands`` is None if not all of them are known.
+        """
+        if operands is not None and all(map(is_cheap, operands)):
+            return self._make_fake(self._compute(func, args, kwargs))
+        return self._make_fake(run_by_values(func, args, kwargs, self._find))
+
     def _make_fake(self, real: Any) -> Any:
-        """Return fake tensors for real results whose shape only the values could tell."""
+        """Return fake tensors for real ones among results whose shape only values could tell."""
 
         def to_fake(tensor: torch.Tensor) -> torch.Tensor:
+            if isinstance(tensor, FakeTensor):
+                return tensor
             fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
             self._keep(fake, _Value(tensor, self._twins.count_writes(fake)))
             return fake

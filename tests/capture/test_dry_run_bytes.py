@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from attnprof.capture.dry_run import dry_run
 from attnprof.capture.workload import record_workload
@@ -96,3 +97,103 @@ def test_real_tensors_stay_as_they_are_when_a_dry_run_writes_into_them() -> None
 
     dry_run(make_step, N, steps=1)
     assert outside.sum() == 0
+
+
+def train_with(use: Callable[[torch.Tensor, torch.Tensor], Any]) -> MakeStep:
+    """Return a workload whose loss is made by ``use(outputs (2, n, 16), ids (2, n))``."""
+
+    def make_step(seq_len: int, device: str) -> Step:
+        model = nn.Linear(16, 16)
+        inputs, ids = torch.randn(2, seq_len, 16), torch.arange(2 * seq_len).view(2, -1) % 16
+
+        def step() -> None:
+            use(model(inputs), ids).sum().backward()
+
+        return step
+
+    return make_step
+
+
+def turn(x: torch.Tensor) -> torch.Tensor:
+    """Return (2, 16, n), with the dimensions in memory as they are."""
+    return x.transpose(1, 2)
+
+
+def pick_bags(x: torch.Tensor, mode: str, **options: Any) -> torch.Tensor:
+    return functional.embedding_bag(
+        torch.arange(N), x[0], torch.tensor([0, 5, N]), mode=mode, **options
+    )
+
+
+KERNELS: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
+    "mse": lambda x, ids: functional.mse_loss(x, torch.zeros_like(x)),
+    "mse turned": lambda x, ids: functional.mse_loss(turn(x), turn(x).detach(), reduction="none"),
+    "smooth_l1": lambda x, ids: functional.smooth_l1_loss(turn(x), torch.zeros(2, 16, N)),
+    "huber turned": lambda x, ids: functional.huber_loss(turn(x), torch.zeros(2, 16, N)),
+    "bce": lambda x, ids: functional.binary_cross_entropy(x.sigmoid(), torch.zeros_like(x)),
+    "soft_margin": lambda x, ids: functional.soft_margin_loss(x, torch.ones_like(x)),
+    "kl turned": lambda x, ids: functional.kl_div(
+        turn(x.log_softmax(-1)), torch.ones(2, 16, N), reduction="none"
+    ),
+    "ctc": lambda x, ids: functional.ctc_loss(
+        x.log_softmax(-1).transpose(0, 1),
+        ids[:, :5].clamp(1),
+        torch.tensor([N, N - 1]),
+        torch.tensor([5, 3]),
+    ),
+    "batch norm turned": lambda x, ids: functional.batch_norm(
+        turn(x), None, None, training=True
+    ).square(),
+    "bags": lambda x, ids: pick_bags(x, "mean"),
+    "bags with an end": lambda x, ids: pick_bags(x, "max", include_last_offset=True),
+    "patches": lambda x, ids: functional.fold(
+        functional.unfold(x[:, None], 3, padding=1), (N, 16), 3, padding=1
+    ),
+    "window": lambda x, ids: x[0] * torch.hann_window(16),
+    "one_hot": lambda x, ids: x * functional.one_hot(ids, 16),
+    "one_hot of all": lambda x, ids: x * functional.one_hot(ids),
+    "masked_select": lambda x, ids: x.masked_select((ids > 3)[..., None]).square(),
+    "mask as index": lambda x, ids: functional.cross_entropy(x[ids > 3], ids[ids > 3]),
+    "mask and number": lambda x, ids: x[:, ids[0] > 3, 2].square(),
+    "complex": lambda x, ids: torch.view_as_real(
+        torch.view_as_complex(x.unflatten(-1, (8, 2))) * torch.polar(torch.ones(8), torch.ones(8))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_results_have_the_bytes_of_the_kernel(name: str) -> None:
+    check_same(train_with(KERNELS[name]))
+
+
+def test_compiled_code_runs_as_it_is_written() -> None:
+    def make(options: dict[str, Any] | None) -> MakeStep:
+        def make_step(seq_len: int, device: str) -> Step:
+            model: Any = nn.Sequential(nn.Linear(16, 16), nn.GELU())
+            if options is not None:
+                model = torch.compile(model, **options)
+            return lambda: model(torch.ones(seq_len, 16)).sum().backward()
+
+        return make_step
+
+    plain, compiled = (dry_run(make(options), N) for options in (None, {"fullgraph": True}))
+    assert compiled.peak().by_category() == plain.peak().by_category()
+    assert plain.info["dry_run"]["assumptions"] == []
+    assert compiled.info["dry_run"]["assumptions"] == [
+        "what torch.compile compiles was run as it is written"
+    ]
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_are_refused(layout: torch.layout) -> None:
+    def make_step(seq_len: int, device: str) -> Step:
+        parts = [torch.ones(seq_len), torch.ones(3)]
+        return lambda: torch.nested.nested_tensor(parts, layout=layout)
+
+    with pytest.raises(DryRunError, match=r"^a nested tensor is made at .*test_dry_run_bytes.py:"):
+        dry_run(make_step, N)
+
+
+def test_sparse_copies_are_refused() -> None:
+    with pytest.raises(DryRunError, match=r"as many values as are not zero, at .*_bytes.py:"):
+        dry_run(lambda seq_len, device: lambda: torch.ones(seq_len, 2).to_sparse(), N)
