@@ -2,8 +2,9 @@
 
 A scan has neither scores nor a second product to be known by. What shows it is the loop: the same
 ops once per token, each time with the next token's slice of the same tensors, and among them ops
-that depend on what they themselves made for the token before. Those hold the state. A cell that
-multiplies its state by a parameter (an LSTM) is none: it is no way around attention.
+that depend on what they themselves made for the token before. Those hold the state. A cell whose
+state also comes back through a product with a parameter (an LSTM, a GRU, with gates besides) is
+none: it is an ordinary recurrent network, no way around attention.
 """
 
 from collections.abc import Iterator
@@ -102,18 +103,29 @@ def _find_carrying(facts: Facts, flow: Flow, begins: list[int]) -> set[int]:
     is_same = body <= _LONGEST_BODY and end + body <= facts.count
     if not is_same or (facts.code[begin:end] != facts.code[end : end + body]).any():
         return set()
-    return {at for at in range(body) if _reaches(facts, flow, begin + at, end + at)}
+    return {at for at in range(body) if _carries(facts, flow, begin + at, body)}
 
 
-def _reaches(facts: Facts, flow: Flow, op: int, later: int) -> bool:
-    """Return whether a later op is made from what an op made, by no product with a parameter."""
-    if not _passes_on(facts, flow, op):
+def _carries(facts: Facts, flow: Flow, op: int, body: int) -> bool:
+    """Return whether an op depends on what it made one round before, past all its loop projects.
+
+    If one way round leads through a product with a parameter, as beside the gates of a GRU, it
+    does not. That way may take two rounds, if it is another op that holds the state.
+    """
+    if not _passes_on(facts, op) or _is_projection(facts, flow, op):
         return False
-    made = set(_list_written_by(facts, op))
-    for between in range(op + 1, later):
-        if _reads(facts, between, made) and _passes_on(facts, flow, between):
-            made.update(_list_written_by(facts, between))
-    return _reads(facts, later, made)
+    plain, projected = set(_list_written_by(facts, op)), set[int]()
+    carries = False
+    for later in range(op + 1, min(op + 2 * body + 1, facts.count)):
+        reads_plain, reads_projected = (_reads(facts, later, made) for made in (plain, projected))
+        is_itself = (later - op) % body == 0
+        if is_itself and reads_projected:
+            return False
+        carries |= reads_plain and later == op + body
+        if (reads_plain or reads_projected) and _passes_on(facts, later):
+            is_projected = reads_projected or _is_projection(facts, flow, later)
+            (projected if is_projected else plain).update(_list_written_by(facts, later))
+    return carries
 
 
 def _list_written_by(facts: Facts, op: int) -> Iterator[int]:
@@ -128,12 +140,15 @@ def _reads(facts: Facts, op: int, storages: set[int]) -> bool:
     return any(int(facts.storage[row]) in storages for row in facts.rows_in(op))
 
 
-def _passes_on(facts: Facts, flow: Flow, op: int) -> bool:
+def _passes_on(facts: Facts, op: int) -> bool:
     # What is written into a part of a tensor is no reason to read what is in its other parts.
-    if facts.short_names[facts.code[op]] in OVERWRITING:
-        return False
-    return not is_product(facts, op) or all(
-        flow.origin_of_input(row) is Origin.ACTIVATION for row in facts.rows_in(op)
+    return facts.short_names[facts.code[op]] not in OVERWRITING
+
+
+def _is_projection(facts: Facts, flow: Flow, op: int) -> bool:
+    """Return whether an op multiplies by a parameter or a constant."""
+    return is_product(facts, op) and any(
+        flow.origin_of_input(row) is not Origin.ACTIVATION for row in facts.rows_in(op)
     )
 
 

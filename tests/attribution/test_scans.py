@@ -81,6 +81,28 @@ def run_cell(mixer: Mixer, x: Tensor) -> Tensor:
     return torch.stack(outputs, 1)
 
 
+def run_gated_cell(mixer: Mixer, x: Tensor) -> Tensor:
+    """A GRU: its state comes back through a product, and past it through a gate."""
+    state, outputs = torch.zeros(BATCH, WIDTH), []
+    for token, gate in zip(
+        mixer.project(x)[..., :WIDTH].unbind(1), x.sigmoid().unbind(1), strict=True
+    ):
+        state = gate * state + (1 - gate) * torch.tanh(mixer.recur(state) + token)
+        outputs.append(state)
+    return torch.stack(outputs, 1)
+
+
+def run_two_states(mixer: Mixer, x: Tensor) -> Tensor:
+    """An LSTM: what its cell keeps comes back through gates made from its output."""
+    output, cell, outputs = torch.zeros(BATCH, WIDTH), torch.zeros(BATCH, WIDTH), []
+    for token in mixer.project(x)[..., :WIDTH].unbind(1):
+        gate = torch.sigmoid(mixer.recur(output) + token)
+        cell = gate * cell + (1 - gate) * token.tanh()
+        output = gate * cell.tanh()
+        outputs.append(output)
+    return torch.stack(outputs, 1)
+
+
 def loop_without_state(mixer: Mixer, x: Tensor) -> Tensor:
     """Every token by itself, written into one tensor."""
     projected = mixer.project(x)[..., :WIDTH]
@@ -111,6 +133,8 @@ def multiply_features(mixer: Mixer, x: Tensor) -> Tensor:
         (remember_products, "recurrent"),
         (sum_over_past, "linear"),
         (run_cell, None),
+        (run_gated_cell, None),
+        (run_two_states, None),
         (loop_without_state, None),
         (multiply_features, None),
     ],
