@@ -21,14 +21,15 @@ def of_source(signature: Signature, *, is_parameter: bool) -> Bits:
     """Return the bits of a tensor that no op made.
 
     Integers are tokens. Of floating-point data the last dimension is taken for features, as in
-    (batch, tokens, features); a projection replaces it in any case.
+    (batch, tokens, features); a projection replaces it in any case. What an expanded view repeats
+    (latents, for every sequence of a batch) stems from nothing.
     """
     last = len(signature.shape) - 1
     is_float = "float" in signature.dtype or "complex" in signature.dtype
     bits = []
-    for i, size in enumerate(signature.shape):
+    for i, (size, stride) in enumerate(zip(signature.shape, signature.stride, strict=True)):
         feature = is_parameter or (is_float and i == last and last > 0)
-        bits.append(0 if size == 1 else FEATURE if feature else TOKEN)
+        bits.append(0 if size == 1 or not stride else FEATURE if feature else TOKEN)
     return tuple(bits)
 
 

@@ -204,6 +204,8 @@ class Flow:
         if layout is None and int(facts.signature[writer]) == read:
             return ()  # as it was written: nothing is folded
         written, bits = self.written(writer)
+        if written.item_bytes != facts.signatures[read].item_bytes:
+            return ()  # complex numbers as pairs: strides count in other units
         key = (written.shape, written.stride, bits, read)
         found = self._unfold_memo.get(key)
         if found is None:

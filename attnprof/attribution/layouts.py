@@ -5,6 +5,8 @@ would have, had nothing been folded, with bits of its own per dimension. Later v
 against the layout, and where they unfold again, every part has its own bits back.
 """
 
+from collections.abc import Iterator
+
 from attnprof.attribution.axes import SIDES, TOKEN, Bits
 from attnprof.attribution.facts import Signature
 
@@ -24,9 +26,10 @@ def unfold(written: Signature, bits: Bits, read: Signature) -> tuple[Factors, ..
     """
     sources = sorted(
         (
-            (stride, size, bit)
+            source
             for size, stride, bit in zip(written.shape, written.stride, bits, strict=True)
             if size > 1 and stride
+            for source in _split(stride, size, bit, read.stride)
         ),
         reverse=True,
     )
@@ -41,6 +44,19 @@ def unfold(written: Signature, bits: Bits, read: Signature) -> tuple[Factors, ..
         tiled = bool(parts) and reach == stride * size
         result.append(tuple((p, b) for _, p, b in parts) if tiled else ((size, 0),))
     return tuple(result)
+
+
+def _split(stride: int, size: int, bit: int, at: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
+    """Yield (stride, size, bit) of the parts of a dimension that a view reads as several.
+
+    A projection writes heads and their features as one dimension; a view of heads beside tokens
+    takes the heads alone.
+    """
+    for border in sorted(set(at)):
+        if stride < border < stride * size and border % stride == 0 == stride * size % border:
+            yield stride, border // stride, bit
+            stride, size = border, stride * size // border
+    yield stride, size, bit
 
 
 def fold(out: Signature, bits: Bits, dimensions: tuple[Factors, ...]) -> Layout | None:

@@ -38,18 +38,13 @@ def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> No
     principal = next((op for op in pair.firsts if op not in pair.aside), pair.firsts[0])
     first_left, first_right = factors(facts, principal)
     head_dim = facts.signature_of(first_left).shape[-1]
-    heads = 1
-    for size, bit in rest:
-        if bit & FEATURE:  # in (B*H, Tq, Tk) not all of it
-            found = _count_merged_heads(facts, flow, first_left, size)
-            heads *= found or (size if bit == FEATURE else 1)
-    call.q_len, call.k_len, call.head_dim, call.heads = q_len, k_len, head_dim, heads
-    call.batch = max(1, signature.numel // max(1, q_len * k_len * heads))
-    if len(signature.shape) == 4:
-        call.batch, call.heads = (
-            signature.shape[0],
-            signature.numel // max(1, q_len * k_len * signature.shape[0]),
-        )
+    call.q_len, call.k_len, call.head_dim = q_len, k_len, head_dim
+    call.heads = _count_heads(facts, flow, first_left, rest)
+    is_clear = all(bit in (TOKEN, FEATURE) for _, bit in rest)
+    first_dim = key_dims | {i for i, bit in enumerate(bits) if bit & (LEFT | RIGHT)}
+    if len(signature.shape) == 4 and not is_clear and 0 not in first_dim:
+        call.heads = signature.numel // max(1, q_len * k_len * signature.shape[0])
+    call.batch = max(1, signature.numel // max(1, q_len * k_len * call.heads))
     call.dtype = signature.dtype
     # Columns that only take part in the softmax (an attention sink) meet no value.
     met = facts.signature_of(operand).shape[-1 if operand == left_factor else -2]
@@ -66,6 +61,16 @@ def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> No
     call.kv_heads = shared if is_shared else max(1, call.heads // repeats)
     fixed_keys = key_bits & TOKEN == 0 and key_bits & FEATURE and not query_bits & FEATURE
     call.kind = AttentionKind.LOW_RANK if fixed_keys else _name_kind(facts, call, keys, pair)
+
+
+def _count_heads(facts: Facts, flow: Flow, queries: int, rest: list[tuple[int, int]]) -> int:
+    """Return the product of the dimensions, beside those of Q and K, that stem from features."""
+    heads = 1
+    for size, bit in rest:
+        if bit & FEATURE:  # in (B*H, Tq, Tk) not all of it
+            found = _count_merged_heads(facts, flow, queries, size)
+            heads *= found or (size if bit == FEATURE else 1)
+    return heads
 
 
 def _choose_layout(facts: Facts, flow: Flow, row: int) -> Layout:

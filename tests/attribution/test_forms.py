@@ -1,0 +1,124 @@
+"""Attention written in other ways: what is said of it must not depend on how it was written."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import attnprof
+from attnprof.run import Run
+
+BATCH, HEADS, HEAD_DIM, TOKENS, FLOAT = 2, 4, 6, 20, 4
+WIDTH = HEADS * HEAD_DIM
+SCORES = BATCH * HEADS * TOKENS * TOKENS
+"""Elements of one score matrix."""
+
+Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Attention(nn.Module):
+    """Projections around ``mix``, which is given Q (B, T, H, D) and K, V (B, T, Hkv, D)."""
+
+    def __init__(self, mix: Mix, kv_heads: int = HEADS) -> None:
+        super().__init__()
+        self.mix = mix
+        self.query, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.key, self.value = (nn.Linear(WIDTH, kv_heads * HEAD_DIM) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = (project(x) for project in (self.query, self.key, self.value))
+        mixed = self.mix(*(part.unflatten(-1, (-1, HEAD_DIM)) for part in parts))
+        return self.out(mixed.flatten(2))
+
+
+def train(mix: Mix, **options: Any) -> Run:
+    """Trace one forward and backward of attention over embedded tokens."""
+    model = nn.Sequential(nn.Embedding(50, WIDTH), Attention(mix, **options))
+    tokens = torch.randint(0, 50, (BATCH, TOKENS))
+    with attnprof.trace() as tracer:
+        model(tokens).square().mean().backward()
+    return tracer.run
+
+
+def read_row(run: Run) -> dict[str, Any]:
+    """Return what is said of the only attention layer."""
+    assert run.layers().height == 1, run.layers()
+    return run.layers().row(0, named=True)
+
+
+def shape_of(row: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(row[name] for name in ("batch", "heads", "kv_heads", "q_len", "k_len"))
+
+
+def flip(x: Tensor) -> Tensor:
+    """Return (B, H, T, D) for (B, T, H, D), and the other way round."""
+    return x.transpose(1, 2)
+
+
+# Layouts -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["bhqk", "hbqk", "qbhk", "qkbh", "kbhq", "hqbk"])
+def test_order_of_dimensions_does_not_confuse_heads_and_batch(order: str) -> None:
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = torch.einsum(f"bqhd,bkhd->{order}", q, k)
+        weights = scores.softmax(order.index("k"))
+        return torch.einsum(f"{order},bkhd->bqhd", weights, v)
+
+    row = read_row(train(mix))
+    assert shape_of(row) == (BATCH, HEADS, HEADS, TOKENS, TOKENS)
+    assert row["softmax_bytes"] == SCORES * FLOAT
+
+
+def test_heads_folded_before_batch_are_told_from_it() -> None:
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (t.permute(2, 0, 1, 3).reshape(-1, TOKENS, HEAD_DIM) for t in (q, k, v))
+        out = torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v)
+        return out.view(HEADS, BATCH, TOKENS, HEAD_DIM).permute(1, 2, 0, 3)
+
+    assert shape_of(read_row(train(mix))) == (BATCH, HEADS, HEADS, TOKENS, TOKENS)
+
+
+def test_heads_folded_into_queries_are_told_from_them() -> None:
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = torch.bmm(q.reshape(BATCH, -1, HEAD_DIM), k[:, :, 0].transpose(1, 2))
+        weights = scores.view(BATCH, TOKENS, HEADS, TOKENS).softmax(-1)
+        return torch.bmm(weights.view_as(scores), v[:, :, 0]).view_as(q)
+
+    row = read_row(train(mix, kv_heads=1))
+    assert shape_of(row) == (BATCH, HEADS, 1, TOKENS, TOKENS)
+
+
+def test_rotation_by_complex_numbers_keeps_the_shapes() -> None:
+    def turn(x: Tensor) -> Tensor:
+        angle = torch.arange(TOKENS)[:, None, None] / torch.arange(1.0, HEAD_DIM // 2 + 1)
+        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_real(pairs * torch.polar(torch.ones(()), angle)).flatten(3)
+
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return flip((flip(turn(q)) @ flip(turn(k)).mT).softmax(-1) @ flip(v))
+
+    assert shape_of(read_row(train(mix))) == (BATCH, HEADS, HEADS, TOKENS, TOKENS)
+
+
+class Latents(Attention):
+    """A Perceiver's: learned queries, the same for every sequence."""
+
+    def __init__(self, mix: Mix) -> None:
+        super().__init__(mix)
+        self.latents = nn.Parameter(torch.randn(9, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = self.query(self.latents.expand(BATCH, 9, WIDTH)).unflatten(-1, (HEADS, -1))
+        key, value = (p(x).unflatten(-1, (HEADS, -1)) for p in (self.key, self.value))
+        return self.out(self.mix(query, key, value).flatten(2))
+
+
+def test_batch_of_learned_queries_is_no_heads() -> None:
+    layer = Latents(lambda q, k, v: flip((flip(q) @ flip(k).mT).softmax(-1) @ flip(v)))
+    model = nn.Sequential(nn.Embedding(50, WIDTH), layer)
+    with attnprof.trace() as tracer:
+        model(torch.randint(0, 50, (BATCH, TOKENS))).square().mean().backward()
+    assert shape_of(read_row(tracer.run)) == (BATCH, HEADS, HEADS, 9, TOKENS)
