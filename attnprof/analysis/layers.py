@@ -177,6 +177,10 @@ def _name_kind(call: list[AttentionCall], speaker: AttentionCall) -> AttentionKi
         AttentionKind.BANDED,
     }:
         return AttentionKind.LOW_RANK  # landmarks: every factor is narrower than (Tq, Tk)
+    # A few tokens ask all others, and all others ask them: no factor is larger than low-rank ones.
+    low_rank = [p.q_len * p.k_len for p in call if p.kind is AttentionKind.LOW_RANK]
+    if low_rank and speaker.q_len * speaker.k_len <= max(low_rank):
+        return AttentionKind.LOW_RANK
     return speaker.kind
 
 

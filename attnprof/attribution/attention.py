@@ -5,6 +5,7 @@ import re
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Facts
 from attnprof.attribution.flow import Flow
+from attnprof.attribution.kinds import judge_kinds
 from attnprof.attribution.pairs import Pair, Pattern
 from attnprof.attribution.paths import common_path
 from attnprof.attribution.products import MULTIPLICATIONS, factors, is_product
@@ -27,6 +28,7 @@ def find_calls(facts: Facts, flow: Flow) -> list[AttentionCall]:
     # Mixing with a fixed set of slots (experts, streams) looks like low-rank attention but for
     # the softmax between the products.
     calls = [c for c in read if c.has_normaliser or c.pattern is not Pattern.LOW_RANK]
+    judge_kinds(facts, calls)
     calls += _find_single_ops(facts)
     return sorted(calls, key=lambda call: call.ops[0])
 

@@ -31,6 +31,10 @@ class AttentionCall:
     """Operand rows of Q, K, V and the output."""
     key_rows: list[int] = field(default_factory=list)
     """Of `io_rows`, the operands that may hold K or V."""
+    keys_row: int = -1
+    """Of `key_rows`, the operand of the first product that holds K, as it is multiplied."""
+    key_repeats: int = 1
+    """How often that operand repeats every head of K."""
     pattern: Pattern | None = None
     """What the first product makes; None for single ops."""
     is_recompute: bool = False

@@ -8,11 +8,10 @@ from attnprof.attribution.facts import Facts, Signature
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.layouts import Layout
 from attnprof.attribution.pairs import Pair
-from attnprof.attribution.products import CONVOLUTIONS, factors, is_product
+from attnprof.attribution.products import factors, is_product
 from attnprof.vocabulary import AttentionKind
 
 _GATHERS = frozenset({"index_select", "index", "repeat_interleave"})
-_INDICES = frozenset({"int64", "int32"})
 
 
 def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> None:
@@ -60,7 +59,11 @@ def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> No
     is_shared = 0 < shared <= call.heads and call.heads % shared == 0
     call.kv_heads = shared if is_shared else max(1, call.heads // repeats)
     fixed_keys = key_bits & TOKEN == 0 and key_bits & FEATURE and not query_bits & FEATURE
-    call.kind = AttentionKind.LOW_RANK if fixed_keys else _name_kind(facts, call, keys, pair)
+    # With landmarks the softmaxes differ in shape.
+    sizes = {facts.signature_of(row).numel for row in call.result_rows}
+    is_low_rank = fixed_keys or (pair.is_chain and len(sizes) > 1)
+    call.kind = AttentionKind.LOW_RANK if is_low_rank else AttentionKind.MATERIALISED
+    call.keys_row, call.key_repeats = keys, repeats
 
 
 def _count_heads(facts: Facts, flow: Flow, queries: int, rest: list[tuple[int, int]]) -> int:
@@ -156,46 +159,3 @@ def _count_expanded(signature: Signature) -> int:
         for size, stride in zip(signature.shape, signature.stride, strict=True)
         if stride == 0 and size > 1
     )
-
-
-def _name_kind(facts: Facts, call: AttentionCall, keys: int, pair: Pair) -> AttentionKind:
-    """Tell full score matrices from bands, windows and low-rank ones."""
-    sizes = [facts.signature_of(row).numel for row in call.result_rows]
-    if pair.is_chain and len(set(sizes)) > 1:  # landmarks: the softmaxes differ in shape
-        return AttentionKind.LOW_RANK
-    tokens = _count_tokens(facts, keys, call)
-    # Blocks of queries that meet different keys: their softmaxes together are one call's.
-    is_split = len(set(sizes)) > 1
-    scores = sum(sizes) if is_split else sizes[0]
-    queries = call.batch * call.heads * (tokens if is_split else call.q_len)
-    if tokens and queries and scores < queries * tokens:
-        return AttentionKind.BANDED
-    return AttentionKind.MATERIALISED
-
-
-def _count_tokens(facts: Facts, keys: int, call: AttentionCall) -> int:
-    """Return how many tokens the layer's keys cover, or 0 if that cannot be told.
-
-    Counted in the module call that contains the whole layer: the leading dimension of its input
-    is the batch.
-    """
-    outer = facts.batch_of_scope.get(int(facts.scope[call.ops[0]]), 0)
-    if not outer:
-        return 0
-    row = keys
-    for _ in range(12):
-        made = int(facts.producer_row[row])
-        if made < 0:
-            break
-        op = int(facts.row_op[made])
-        if is_product(facts, op):
-            signature = facts.signature_of(made)
-            is_convolution = facts.short_names[facts.code[op]] in CONVOLUTIONS
-            width = signature.shape[1 if is_convolution else -1]
-            return signature.numel // width // outer if width else 0
-        # Not the indices of what is gathered.
-        inputs = [r for r in facts.rows_in(op) if facts.signature_of(r).dtype not in _INDICES]
-        if not inputs:
-            break
-        row = max(inputs, key=lambda r: facts.signature_of(r).numel)
-    return 0

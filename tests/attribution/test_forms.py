@@ -122,3 +122,75 @@ def test_batch_of_learned_queries_is_no_heads() -> None:
     with attnprof.trace() as tracer:
         model(torch.randint(0, 50, (BATCH, TOKENS))).square().mean().backward()
     assert shape_of(read_row(tracer.run)) == (BATCH, HEADS, HEADS, 9, TOKENS)
+
+
+# Kinds: how much of the sequence the queries meet -------------------------------------------------
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend with Q, K and V (…, H, T, D)."""
+    return (q @ k.mT).softmax(-1) @ v
+
+
+def leave_out_first_key(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return flip(attend(flip(q), flip(k)[:, :, 1:], flip(v)[:, :, 1:]))
+
+
+def attend_to_own_length(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Sequence by sequence, each without its padding: most of one is padding."""
+    out = torch.zeros_like(q)
+    for i, length in enumerate((8, 19)):
+        own = (t[i, :length].transpose(0, 1) for t in (q, k, v))
+        out[i, :length] = attend(*own).transpose(0, 1)
+    return out
+
+
+def attend_in_tiles(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """FlashAttention by hand: every tile of scores, none of them beside another."""
+    out = []
+    for queries in flip(q).split(10, 2):
+        most, total, mixed = torch.tensor(-1e9), torch.tensor(0.0), torch.tensor(0.0)
+        for keys, values in zip(flip(k).split(10, 2), flip(v).split(10, 2), strict=True):
+            scores = queries @ keys.mT
+            newer = torch.maximum(most, scores.amax(-1, keepdim=True))
+            weights, shrink = (scores - newer).exp(), (most - newer).exp()
+            total = total * shrink + weights.sum(-1, keepdim=True)
+            mixed, most = mixed * shrink + weights @ values, newer
+        out.append(mixed / total)
+    return flip(torch.cat(out, 2))
+
+
+def attend_in_chunks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    parts = zip(*(flip(t).split(5, 2) for t in (q, k, v)), strict=True)
+    return flip(torch.cat([attend(*part) for part in parts], 2))
+
+
+def attend_to_few_keys(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return flip(attend(flip(q), flip(k)[:, :, :4], flip(v)[:, :, :4]))
+
+
+def attend_to_means(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    keys, values = (flip(t).unflatten(2, (4, 5)).mean(3) for t in (k, v))
+    return flip(attend(flip(q), keys, values))
+
+
+def ask_through_agents(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Agents ask all tokens; all tokens ask the agents."""
+    agents = flip(q).unflatten(2, (4, 5)).mean(3)
+    return flip(attend(flip(q), agents, attend(agents, flip(k), flip(v))))
+
+
+@pytest.mark.parametrize(
+    ("mix", "kind"),
+    [
+        (leave_out_first_key, "materialised"),
+        (attend_to_own_length, "materialised"),
+        (attend_in_tiles, "materialised"),
+        (attend_in_chunks, "banded"),
+        (attend_to_few_keys, "banded"),
+        (attend_to_means, "low_rank"),
+        (ask_through_agents, "low_rank"),
+    ],
+)
+def test_kind(mix: Mix, kind: str) -> None:
+    assert read_row(train(mix))["kind"] == kind

@@ -1,0 +1,89 @@
+"""Which calls meet every key, which a window of them, and which a few that stand for all.
+
+How many keys a call meets is compared with how many tokens its K was projected from. A program may
+do the work of one attention in several calls: block by block of the scores, or sequence by
+sequence.
+"""
+
+from attnprof.attribution.calls import AttentionCall
+from attnprof.attribution.facts import Facts
+from attnprof.attribution.products import CONVOLUTIONS, is_product
+from attnprof.vocabulary import AttentionKind
+
+_INDICES = frozenset({"int64", "int32"})
+
+_CHOOSING = frozenset({"index", "index_select", "gather", "take", "take_along_dim", "slice"})
+"""Ops that leave out elements; others that make less of their operand sum up or pool it."""
+
+
+def judge_kinds(facts: Facts, calls: list[AttentionCall]) -> None:
+    """Tell bands, windows and pooled keys among the calls that are taken for materialised."""
+    together: dict[tuple[str, int], list[AttentionCall]] = {}
+    for call in calls:
+        if call.kind is AttentionKind.MATERIALISED and call.keys_row >= 0:
+            scope = facts.enclosing_call(call.ops[0], call.layer)
+            together.setdefault((call.layer, scope), []).append(call)
+    for group in together.values():
+        judged = [_judge(facts, call, group) for call in group]
+        for call, kind in zip(group, judged, strict=True):
+            call.kind = kind
+
+
+def _judge(facts: Facts, call: AttentionCall, group: list[AttentionCall]) -> AttentionKind:
+    outer = facts.batch_of_scope.get(int(facts.scope[call.ops[0]]), 0)
+    tokens, is_pooled = _count_tokens(facts, call.keys_row, outer)
+    if not tokens or call.k_len >= tokens:
+        return AttentionKind.MATERIALISED
+    scores = _count_scores(facts, call)
+    if _has_windows(facts, call, outer):
+        is_band = scores < call.batch * call.heads * call.q_len * tokens
+    else:
+        # One stretch of keys for all queries of the call.
+        is_band = 2 * call.k_len < tokens
+        if len(group) * call.batch <= outer:  # a call per sequence, each with its own length
+            is_band &= call.q_len != call.k_len
+        else:
+            in_all = sum(_count_scores(facts, each) for each in group)
+            is_band &= 2 * in_all < outer * call.heads * tokens * tokens
+    if not is_band:
+        return AttentionKind.MATERIALISED
+    return AttentionKind.LOW_RANK if is_pooled else AttentionKind.BANDED
+
+
+def _count_scores(facts: Facts, call: AttentionCall) -> int:
+    """Return the scores of a call: of its softmaxes together, where they differ in size."""
+    sizes = [facts.signature_of(row).numel for row in call.result_rows]
+    return sum(sizes) if len(set(sizes)) > 1 else sizes[0]
+
+
+def _has_windows(facts: Facts, call: AttentionCall, outer: int) -> bool:
+    """Return whether a product holds several stretches of the keys of one sequence."""
+    one_stretch = outer * call.k_len * call.head_dim * call.kv_heads * call.key_repeats
+    return call.batch > outer or facts.signature_of(call.keys_row).numel > one_stretch
+
+
+def _count_tokens(facts: Facts, row: int, outer: int) -> tuple[int, bool]:
+    """Return how many tokens K was projected from, and if they were pooled since; 0 if unknown.
+
+    Counted in the module call that contains the whole layer: the leading dimension of its input,
+    ``outer``, is the batch.
+    """
+    is_pooled = False
+    for _ in range(12 if outer else 0):
+        made = int(facts.producer_row[row])
+        if made < 0:
+            break
+        op = int(facts.row_op[made])
+        name = facts.short_names[facts.code[op]]
+        if is_product(facts, op):
+            signature = facts.signature_of(made)
+            width = signature.shape[1 if name in CONVOLUTIONS else -1]
+            return (signature.numel // width // outer if width else 0), is_pooled
+        # Not the indices of what is gathered.
+        inputs = [r for r in facts.rows_in(op) if facts.signature_of(r).dtype not in _INDICES]
+        if not inputs:
+            break
+        row = max(inputs, key=lambda r: facts.signature_of(r).numel)
+        is_smaller = facts.signature_of(made).numel < facts.signature_of(row).numel
+        is_pooled |= is_smaller and name not in _CHOOSING
+    return 0, False
