@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,13 @@ from attnprof.units import format_bytes
 from attnprof.vocabulary import Phase
 from attnprof_dashboard.app import create_app
 from attnprof_dashboard.data.catalog import Catalog
+from attnprof_dashboard.data.derive import FACTS_FILE, HELD
+from attnprof_dashboard.data.store import _run_derive
 from attnprof_dashboard.pages import PAGES
 from attnprof_dashboard.pages.page import Page, render
 
 HOST = {"Host": "127.0.0.1"}
+_PATHS = {"PYTHONPATH": ":".join(p for p in sys.path if p)}
 RUNS = ("train/eager", "train/fused", "decode", "sweep/measured-000000128", "failed", "empty")
 
 
@@ -237,16 +242,33 @@ def test_run_that_is_deleted_while_open_stays_usable(
     assert "Live bytes" in after
 
 
-def test_pages_leave_torch_out() -> None:
-    import subprocess
-    import sys
+def test_long_run_is_read_in_a_process_that_ends_with_the_server(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attnprof_dashboard.data.store._LONG_RUN_BYTES", 0)
+    out = tmp_path / "good" / "run"
+    out.mkdir(parents=True)
+    _run_derive(runs / "train" / "eager", out)
+    assert (out / FACTS_FILE).exists()
+    # Standard input at its end stands for a server that was killed.
+    out = tmp_path / "alone" / "run"
+    out.mkdir(parents=True)
+    slowly = (
+        "import time, attnprof_dashboard.data.derive as module; "
+        "module.derive = lambda *_: time.sleep(60); module.main()"
+    )
+    command = [sys.executable, "-c", slowly, str(runs), str(out), HELD]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, env=_PATHS, check=False)
+    assert done.returncode == 1
+    assert not out.parent.exists()
 
+
+def test_pages_leave_torch_out() -> None:
     code = (
         "import sys, attnprof_dashboard.app, attnprof_dashboard.data.derive; "
         "print('torch' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-        env={"PYTHONPATH": ":".join(p for p in sys.path if p)},
-    )  # fmt: skip
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_PATHS
+    )
     assert done.stdout.strip() == "False"

@@ -5,7 +5,10 @@ worked out once, in a process of its own where the run is long, and a server onl
 """
 
 import json
+import os
+import shutil
 import sys
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,8 @@ FORMAT = 7
 """Raised when the derived files change; older ones are then derived anew."""
 
 FACTS_FILE = "facts.json"
+HELD = "--held"
+"""Given to this module as a program: its work is worth nothing without who started it."""
 _BLOCK_COLUMNS = (
     "allocation_id", "device", "address", "size_bytes", "requested_bytes", "start_ns", "end_ns",
     "step", "phase", "layer", "op", "category", "role", "shape", "dtype", "saved", "exact", "start",
@@ -171,5 +176,21 @@ def _write_table(file: Path, table: pa.Table) -> None:
         writer.write_table(table.combine_chunks())
 
 
+def _end_with_parent(out: Path) -> None:
+    """Wait until the server that holds the other end of standard input is gone, then end too."""
+    while os.read(0, 1):  # not through sys.stdin, whose lock an exiting interpreter needs
+        pass
+    shutil.rmtree(out.parent, ignore_errors=True)
+    os._exit(1)
+
+
+def main() -> None:
+    """Derive as a program: a run directory and where to write, then perhaps `HELD`."""
+    path, out = (Path(text) for text in sys.argv[1:3])
+    if HELD in sys.argv[3:]:
+        threading.Thread(target=_end_with_parent, args=(out,), daemon=True).start()
+    derive(path, out)
+
+
 if __name__ == "__main__":
-    derive(Path(sys.argv[1]), Path(sys.argv[2]))
+    main()

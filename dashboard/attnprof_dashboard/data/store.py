@@ -15,7 +15,7 @@ from attnprof import vocabulary
 from attnprof.store.lengths import GROWTH_FILE
 from attnprof.store.schema import JOURNAL_FILE, RUN_FILE, TABLES_DIR
 from attnprof_dashboard.data.catalog import Catalog, Entry, Kind
-from attnprof_dashboard.data.derive import FACTS_FILE, FORMAT, derive
+from attnprof_dashboard.data.derive import FACTS_FILE, FORMAT, HELD, derive
 from attnprof_dashboard.data.digest import Digest
 from attnprof_dashboard.data.growth_digest import GrowthDigest
 
@@ -162,8 +162,16 @@ def _run_derive(path: Path, out: Path) -> None:
         derive(path, out)
         return
     command = [sys.executable, "-m", "attnprof_dashboard.data.derive", str(path), str(out)]
+    command.append(HELD)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    ours, held = os.pipe()
+    try:  # it reads from the pipe, whose other end closes with this process, however that ends
+        done = subprocess.run(
+            command, stdin=ours, capture_output=True, text=True, env=environment, check=False
+        )
+    finally:
+        os.close(ours)
+        os.close(held)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]
         raise RuntimeError(lines[-1].partition(": ")[2] or lines[-1])
