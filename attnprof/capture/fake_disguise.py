@@ -84,12 +84,17 @@ def reading_arrays(values: FakeValues) -> Iterator[None]:
         with _disable_current_modes():
             return original(tensor, force=force)
 
+    def read_list(tensor: Any) -> Any:
+        return values.read_array(tensor).tolist() if tensor.ndim else tensor.item()
+
+    kind: Any = FakeTensor
+    kind.tolist = read_list
     torch.Tensor.numpy = read  # type: ignore[assignment]  # put back below
     try:
         yield
     finally:
-        # It was inherited; no attribute of the class itself.
-        del torch.Tensor.numpy
+        # They were inherited; no attributes of the classes themselves.
+        del torch.Tensor.numpy, kind.tolist
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -17,6 +19,26 @@ MOST = 2**24
 
 aten = torch.ops.aten
 
+ASSUMED_READ = 1.0
+"""What reading an unknown floating-point value gives: finite, positive and fit for a logarithm."""
+
+
+class Guess(IntEnum):
+    """What a dry run takes the liberty to assume of values, the boldest last."""
+
+    DRAWN = 1
+    READ = 2
+    CHOSEN = 3
+
+    def describe(self, what: str, where: str) -> str:
+        """Return a line for the user: what was done with such values, and where."""
+        if self is Guess.DRAWN:
+            return f"numbers drawn at random {what} at {where}; another run draws others"
+        if self is Guess.CHOSEN:
+            return f"tokens that a dry run cannot know were taken for no end token at {where}"
+        return f"a value that a dry run cannot know was read as {ASSUMED_READ} at {where}"
+
+
 FILLED_WITH: dict[str, Any] = {
     "aten::zeros": 0, "aten::zeros_like": 0, "aten::new_zeros": 0, "aten::zero_": 0,
     "aten::ones": 1, "aten::ones_like": 1, "aten::new_ones": 1,
@@ -27,9 +49,17 @@ NUMBER_AT = {
     "aten::new_full": 2,
 }  # fmt: skip
 """Ops that put one number everywhere -> the position of the number among their arguments."""
-DRAWS = frozenset({"aten::randint", "aten::randperm", "aten::random_"})
+_DRAWS = frozenset({"aten::randint", "aten::randperm", "aten::random_"})
 """Ops that draw whole numbers: token ids, mostly. One draw is as good as another, but for a program
 that reads it."""
+_DRAWS_TO_DECIDE = frozenset({"aten::rand", "aten::rand_like"})
+"""Ops that draw what programs compare with a rate, to leave out a token or a layer."""
+_DRAWS_OF_ONE = frozenset(
+    f"aten::{name}" for name in ("bernoulli_", "normal_", "randn", "randn_like", "uniform_")
+)
+"""Ops that draw weights and noise; to decide, they draw one number."""
+DRAWS_BY = frozenset({"aten::bernoulli", "aten::multinomial"})
+"""Ops that draw by the probabilities in their first operand."""
 MOVES = frozenset(
     f"aten::{name}"
     for name in (
@@ -37,6 +67,7 @@ MOVES = frozenset(
     )
 )  # fmt: skip
 """Ops whose result holds elements of their first operand and nothing else."""
+_COMPARISONS = frozenset(f"aten::{name}" for name in ("eq", "ne", "lt", "le", "gt", "ge"))
 KEEPERS = frozenset(f"aten::{name}" for name in ("all", "amax", "amin", "any", "mean"))
 """Reductions that give the number of which an operand consists."""
 
@@ -59,10 +90,62 @@ def shorten(data: torch.Tensor) -> torch.Tensor:
         return first.reshape((1,) * data.ndim).clone() if bool((data == first).all()) else data
 
 
+def list_written(func: Any, args: Any, kwargs: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors that an op writes into."""
+    schema = getattr(func, "_schema", None)  # a higher-order operator has none
+    if schema is None or not schema.is_mutable:
+        return
+    for position, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = args[position] if position < len(args) else kwargs.get(argument.name)
+            yield from (t for t in list_tensors((given,)) if t.layout is torch.strided)
+
+
 def is_cheap(tensor: torch.Tensor) -> bool:
     """Return whether the tensor is small enough for its values to be followed."""
-    longest = max(tensor.shape, default=1)
-    return tensor.numel() <= max(SMALL, min(ROWS * longest, MOST))
+    return _is_small(tensor.shape)
+
+
+def _is_small(shape: torch.Size) -> bool:
+    return shape.numel() <= max(SMALL, min(ROWS * max(shape, default=1), MOST))
+
+
+def draws(func: Any, args: Any) -> bool:
+    """Return whether ``func`` draws numbers that can be followed."""
+    name = getattr(getattr(func, "_schema", None), "name", "")
+    if name in _DRAWS:
+        return True
+    if name not in _DRAWS_TO_DECIDE | _DRAWS_OF_ONE | DRAWS_BY:
+        return False
+    shape = args[0].shape if isinstance(args[0], torch.Tensor) else torch.Size(args[0])
+    return shape.numel() == 1 if name in _DRAWS_OF_ONE else _is_small(shape)
+
+
+class Dice:
+    """Draws numbers of its own, so that a dry run leaves the program's random state alone."""
+
+    def __init__(self) -> None:
+        """Go on from the program's state, whenever that has changed."""
+        self._state = self._seen = torch.get_rng_state()
+
+    @contextmanager
+    def thrown(self) -> Iterator[None]:
+        """Draw within from a state that moves on from draw to draw."""
+        with torch.random.fork_rng(devices=()):
+            seen = torch.get_rng_state()
+            if not seen.equal(self._seen):
+                self._state = self._seen = seen
+            torch.set_rng_state(self._state)
+            yield
+            self._state = torch.get_rng_state()
+
+
+def compares_numbers(func: Any, args: Any) -> bool:
+    """Return whether ``func`` compares one floating-point number with another."""
+    if func._schema.name not in _COMPARISONS or len(args) != 2:
+        return False
+    tensors = [value for value in args if isinstance(value, torch.Tensor)]
+    return all(t.numel() == 1 and t.dtype.is_floating_point for t in tensors)
 
 
 def answer_if_finite(func: Any, args: Any) -> bool | None:

@@ -13,9 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from attnprof.capture.fake_failures import refuse_real_parameters
-
-_KINDS = (torch.Tensor, torch.nn.Parameter)
-"""Classes of real tensors; to ask for them is faster than to ask what is none of them."""
+from attnprof.capture.ledger import PLAIN_CLASSES, storage_address
 
 
 class Twins:
@@ -33,7 +31,9 @@ class Twins:
         self._fakes: dict[int, tuple[weakref.ref[torch.Tensor], FakeTensor]] = {}
         """By the id of the real tensor."""
         self._reals: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
-        """By the id of the fake one: the real one, and the fake one's version when it was made."""
+        """By the id of the fake one: the real one, and the fake one's storage."""
+        self._written: set[int] = set()
+        """The storages of fakes that were written into, while the real ones stayed as they are."""
 
     def replace(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         """Return arguments of an op with fakes for the real tensors among them."""
@@ -45,40 +45,38 @@ class Twins:
 
     def find_fake(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return what stands for a tensor: itself, if it is fake or of a kind with own rules."""
-        if type(tensor) not in _KINDS or tensor.layout is not torch.strided or tensor.is_nested:
+        if (
+            type(tensor) not in PLAIN_CLASSES
+            or tensor.layout is not torch.strided
+            or tensor.is_nested
+        ):
             return tensor
         entry = self._fakes.get(id(tensor))
         return entry[1] if entry is not None else self._make_fake(tensor)
 
     def find_real(self, fake: torch.Tensor) -> torch.Tensor | None:
         """Return the real tensor that a fake stands for, if it has the values the fake has."""
-        ref, version = self._reals.get(id(fake), (None, 0))
-        return ref() if ref is not None and self.count_writes(fake) == version else None
-
-    def count_writes(self, fake: torch.Tensor) -> int:
-        """Return how often a fake or a view of it was written into; -1 where nobody counts.
-
-        What the program writes into a real tensor goes into the fake one, but autograd counts it
-        with the real one.
-        """
-        if fake.is_inference():
-            return -1
         entry = self._reals.get(id(fake))
-        real = entry[0]() if entry is not None else None
-        return fake._version + (0 if real is None or real.is_inference() else real._version)
+        return None if entry is None or entry[1] in self._written else entry[0]()
+
+    def forget_values(self, fake: torch.Tensor) -> None:
+        """Note that a fake, or one in the same storage, is written into."""
+        storage = storage_address(fake)
+        if any(storage == known for _, known in self._reals.values()):
+            self._written.add(storage)
 
     def _make_fake(self, tensor: torch.Tensor) -> FakeTensor:
         with _disable_current_modes():
             fake = self._fake_mode.from_tensor(tensor.detach())
-        key, fake_key = id(tensor), id(fake)
+        key, fake_key, storage = id(tensor), id(fake), storage_address(fake)
 
         def forget(_: object) -> None:
             del self._fakes[key], self._reals[fake_key]
+            self._written.discard(storage)
 
         ref = weakref.ref(tensor, forget)
         self._fakes[key] = ref, fake
-        self._reals[fake_key] = ref, 0
-        self._reals[fake_key] = ref, self.count_writes(fake)
+        self._reals[fake_key] = ref, storage
         return fake
 
     def _replace(self, value: Any) -> Any:
@@ -92,4 +90,6 @@ class Twins:
 
 def _holds_real(value: Any) -> bool:
     kind = value.__class__
-    return kind in _KINDS or ((kind is list or kind is tuple) and any(map(_holds_real, value)))
+    return kind in PLAIN_CLASSES or (
+        (kind is list or kind is tuple) and any(map(_holds_real, value))
+    )

@@ -7,10 +7,7 @@ of any size, and vectors. It answers reads from those, and says which read it ca
 """
 
 import os
-import weakref
-from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,17 +16,25 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_map_only
 
 from attnprof.capture.dynamo import SKIPPING, leave_alone
+from attnprof.capture.fake_choices import NO_TOKEN, Choices
 from attnprof.capture.fake_failures import refuse_sparse_copies
 from attnprof.capture.fake_kernels import mend_result
+from attnprof.capture.fake_knowledge import Knowledge
 from attnprof.capture.fake_rules import (
-    DRAWS,
+    ASSUMED_READ,
+    DRAWS_BY,
     FILLED_WITH,
     KEEPERS,
     MOVES,
     NUMBER_AT,
+    Dice,
+    Guess,
     answer_if_finite,
+    compares_numbers,
+    draws,
     is_cheap,
     list_tensors,
+    list_written,
     make_grouped_product,
     shorten,
 )
@@ -41,22 +46,7 @@ from attnprof.errors import DryRunError
 
 _SAMPLING = os.path.join(os.path.dirname(torch.__file__), "nn", "init.py")
 
-ASSUMED_READ = 1.0
-"""What reading an unknown floating-point value gives: finite, positive and fit for a logarithm."""
-
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True, slots=True)
-class _Value:
-    """What is known of a fake tensor."""
-
-    data: torch.Tensor
-    """Its values; or, if it consists of one number, a tensor with all dimensions 1."""
-    version: int
-    """Of the fake tensor when this was so: writing into it or a view of it counts on."""
-    is_drawn: bool = False
-    """Whether chance decided on it: a real run has other values."""
 
 
 class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotated
@@ -76,9 +66,9 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
         """
         super().__init__()  # type: ignore[no-untyped-call]  # not annotated
         self._assumed = assumed
-        self._twins = twins
-        self._known: dict[int, tuple[weakref.ref[torch.Tensor], _Value]] = {}
-        """By the id of the fake tensor, for as long as it lives."""
+        self._knowledge = Knowledge(twins)
+        self._choices = Choices()
+        self._dice = Dice()
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -91,7 +81,7 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
 
     def is_known(self, tensor: torch.Tensor) -> bool:
         """Return whether the values of a tensor can be read."""
-        return self._find(tensor) is not None
+        return self._knowledge.find(tensor) is not None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func`` on fake tensors, and follow values where that is cheap and possible."""
@@ -103,7 +93,10 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
         tensors = list(list_tensors((*args, *kwargs.values())))
         if func is aten._grouped_mm.default:
             return make_grouped_product(*args, **kwargs)
-        is_known = self._knows_operands(func, tensors)
+        is_known = self._knows_operands(func, args, tensors)
+        guess = self._find_guess(func, args, tensors) if is_known else None
+        written = list(list_written(func, args, kwargs))
+        before = self._knowledge.list_sharing(written)
         try:
             result: Any
             if func in VIEWS and type(args[0]) is FakeTensor:
@@ -112,18 +105,19 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
                 result = mend_result(func, args, kwargs, func(*args, **kwargs))
         except DynamicOutputShapeException:
             result = self._shape_by_values(func, args, kwargs, tensors if is_known else None)
-            if result is None:
+            guess = self._find_guess(func, args, tensors)
+            if result is None or guess is Guess.CHOSEN:
                 raise
-            if self._depends_on_chance(func, tensors):
-                self._assume_drawn("decided on a shape")
-                self._mark_drawn((result,))
+            self._note(guess, "decided on a shape")
+            self._knowledge.mark(list_tensors((result,)), guess)
             return result
         if isinstance(result, FakeTensor | tuple | list):
             self._follow(func, args, kwargs, tensors if is_known else None, result)
         elif result is None and is_known and all(is_cheap(tensor) for tensor in tensors):
             self._follow_writes(func, args, kwargs)
-        if is_known and self._depends_on_chance(func, tensors):
-            self._mark_drawn((result if result is not None else tensors,))
+        self._knowledge.mark(list_tensors((tensors if result is None else result,)), guess)
+        if written:
+            self._knowledge.spread(written, before)
         return result
 
     def read_array(self, tensor: torch.Tensor) -> Any:
@@ -134,6 +128,8 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
         """
         with _disable_current_modes():
             values = torch.as_tensor(self._read_values(tensor), dtype=tensor.dtype)
+            if self._choices.has(tensor):
+                values = values.clamp(min=0)  # whoever wants them all looks them up
             return values.expand(tensor.shape).numpy()
 
     def _read(self, tensor: torch.Tensor) -> Any:
@@ -143,16 +139,16 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
 
     def _read_values(self, tensor: torch.Tensor) -> torch.Tensor | float | bool:
         """Return the values of a tensor, or one that stands for all of them."""
-        data = self._find(tensor)
+        data = self._knowledge.find(tensor)
         if data is not None:
-            if self._is_drawn(tensor):
-                self._assume_drawn("were read")
+            self._note(self._knowledge.find_guess((tensor,)), "were read")
             return data
         if tensor.dtype.is_floating_point:
-            self._assumed[
-                f"a value that a dry run cannot know was read as {ASSUMED_READ} at {find_line()}"
-            ] = None
+            self._note(Guess.READ, "")
             return ASSUMED_READ
+        if self._choices.has(tensor):
+            self._note(Guess.CHOSEN, "")
+            return NO_TOKEN
         if tensor.dtype is torch.bool and is_under(_SAMPLING):
             return False  # an initialiser asks if its samples are bad; this ends its search
         raise DryRunError(
@@ -162,42 +158,23 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
             "for real"
         )
 
-    def _find(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """Return the values of a tensor, or one number with as many dimensions, if known."""
-        entry = self._known.get(id(tensor))
-        if entry is not None and entry[1].version == self._twins.count_writes(tensor):
-            return entry[1].data
-        is_fake = isinstance(tensor, FakeTensor)
-        real = self._twins.find_real(tensor) if is_fake else tensor
-        if real is None or not is_cheap(real):
+    def _find_guess(self, func: Any, args: Any, tensors: list[torch.Tensor]) -> Guess | None:
+        """Return the boldest guess that a result of ``func`` rests on."""
+        name = getattr(getattr(func, "_schema", None), "name", "")
+        if name in FILLED_WITH or name in NUMBER_AT:
             return None
-        with _disable_current_modes():
-            # A copy: what holds on to the program's own tensor changes how long it lives.
-            return real.detach().clone()
+        guess = self._knowledge.find_guess(tensors[1:] if name == "aten::copy_" else tensors)
+        return Guess.DRAWN if guess is None and draws(func, args) else guess
 
-    def _is_drawn(self, tensor: torch.Tensor) -> bool:
-        entry = self._known.get(id(tensor))
-        return entry is not None and entry[1].is_drawn
+    def _note(self, guess: Guess | None, what: str) -> None:
+        if guess is not None:
+            self._assumed[guess.describe(what, find_line())] = None
 
-    def _depends_on_chance(self, func: Any, tensors: list[torch.Tensor]) -> bool:
-        schema = getattr(func, "_schema", None)
-        return (schema is not None and schema.name in DRAWS) or any(map(self._is_drawn, tensors))
-
-    def _mark_drawn(self, results: Iterable[Any]) -> None:
-        for tensor in list_tensors(results):
-            if (entry := self._known.get(id(tensor))) is not None:
-                self._known[id(tensor)] = entry[0], replace(entry[1], is_drawn=True)
-
-    def _assume_drawn(self, what: str) -> None:
-        self._assumed[
-            f"whole numbers drawn at random {what} at {find_line()}; another run draws others"
-        ] = None
-
-    def _knows_operands(self, func: Any, tensors: list[torch.Tensor]) -> bool:
+    def _knows_operands(self, func: Any, args: Any, tensors: list[torch.Tensor]) -> bool:
         """Return whether the result of ``func`` depends on known values only."""
         schema = getattr(func, "_schema", None)  # a higher-order operator has none
-        if schema is not None and schema.name in DRAWS:
-            return True
+        if draws(func, args):
+            return func._schema.name not in DRAWS_BY or self._knowledge.find(tensors[0]) is not None
         if schema is None or torch.Tag.nondeterministic_seeded in func.tags:
             return False
         if schema.name in FILLED_WITH or schema.name in NUMBER_AT:
@@ -206,8 +183,8 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
             # Of numbers alone: a counter, a quotient. What is empty holds whatever was there.
             return func.namespace == "aten" and not schema.name.startswith("aten::empty")
         if schema.name == "aten::copy_":
-            return self._find(tensors[1]) is not None
-        return all(self._find(tensor) is not None for tensor in tensors)
+            return self._knowledge.find(tensors[1]) is not None
+        return all(self._knowledge.find(tensor) is not None for tensor in tensors)
 
     def _follow(
         self, func: Any, args: Any, kwargs: Any, operands: list[torch.Tensor] | None, result: Any
@@ -219,21 +196,42 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
             return
         if operands is None:
             answer = answer_if_finite(func, args)
+            chosen = self._choices.answer(func, args)
             if answer is not None:
-                self._remember(func, results[0], answer)
+                self._remember(results[0], answer)
+            elif chosen is not None:
+                self._remember(results[0], chosen)
+                self._knowledge.mark(results, Guess.CHOSEN)
+            elif compares_numbers(func, args):
+                self._guess_comparison(func, args, results[0])
+            else:
+                self._choices.follow(func, list_tensors((*args, *kwargs.values())), results)
             return
         name = func._schema.name
         number = FILLED_WITH.get(name)
         if number is None and name in NUMBER_AT and len(args) > NUMBER_AT[name]:
             number = args[NUMBER_AT[name]]
         if isinstance(number, bool | int | float | complex):
-            self._remember(func, results[0], number)
+            self._remember(results[0], number)
         elif all(is_cheap(tensor) for tensor in (*operands, *results)):
             computed = list_tensors((self._compute(func, args, kwargs),))
             for fake, real in zip(results, computed, strict=True):
-                self._keep(fake, _Value(shorten(real), self._version_after(func, fake)))
+                self._knowledge.keep(fake, shorten(real))
         elif operands:
             self._follow_number(func, args, kwargs, operands, results)
+
+    def _guess_comparison(self, func: Any, args: Any, result: FakeTensor) -> None:
+        """Answer as if numbers that nobody knows were what reading them gives."""
+        numbers = []
+        for value in args:
+            known = self._knowledge.find(value) if isinstance(value, torch.Tensor) else value
+            with _disable_current_modes():
+                number = known.item() if isinstance(known, torch.Tensor) else known
+            numbers.append(ASSUMED_READ if number is None else number)
+        with _disable_current_modes():
+            answer = bool(func._overloadpacket(*map(torch.tensor, numbers)))
+        self._remember(result, answer)
+        self._knowledge.mark((result,), Guess.READ)
 
     def _follow_writes(self, func: Any, args: Any, kwargs: Any) -> None:
         """Remember what an op wrote that returns nothing, such as the ``_foreach`` ones."""
@@ -241,13 +239,13 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
         self._compute(func, args, kwargs, reals)
         for fake, real in reals.values():
             if isinstance(fake, FakeTensor):
-                self._keep(fake, _Value(shorten(real), self._version_after(func, fake)))
+                self._knowledge.keep(fake, shorten(real))
 
     def _follow_number(
         self, func: Any, args: Any, kwargs: Any, operands: list[Any], results: list[Any]
     ) -> None:
         """Follow tensors that consist of one number through what keeps them so."""
-        values = [self._find(tensor) for tensor in operands]
+        values = [self._knowledge.find(tensor) for tensor in operands]
         if not all(value is not None and value.numel() == 1 for value in values):
             return
         name, first = func._schema.name, values[0]
@@ -266,21 +264,12 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
             for fake in results:
                 # A view of complex numbers as real ones is twice as long.
                 if first is not None and first.dtype == fake.dtype and fake.numel():
-                    self._remember(func, fake, first.reshape(()).item())
+                    self._remember(fake, first.reshape(()).item())
 
-    def _remember(self, func: Any, fake: FakeTensor, number: Any) -> None:
+    def _remember(self, fake: FakeTensor, number: Any) -> None:
         with _disable_current_modes():
             data = torch.full((1,) * fake.ndim, number, dtype=fake.dtype)
-        self._keep(fake, _Value(data, self._version_after(func, fake)))
-
-    def _keep(self, fake: torch.Tensor, value: _Value) -> None:
-        key = id(fake)
-        self._known[key] = weakref.ref(fake, lambda _: self._known.pop(key, None)), value
-
-    def _version_after(self, func: Any, tensor: torch.Tensor) -> int:
-        """Return the version that a result of ``func`` has once autograd has counted the write."""
-        version = self._twins.count_writes(tensor)
-        return version if version < 0 or not func._schema.is_mutable else version + 1
+        self._knowledge.keep(fake, data)
 
     def _compute(
         self,
@@ -302,7 +291,7 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
         """
 
         def to_real(tensor: torch.Tensor) -> torch.Tensor:
-            data = self._find(tensor)
+            data = self._knowledge.find(tensor)
             if data is None:  # of `copy_`: what it overwrites
                 data = torch.empty((1,) * tensor.ndim, dtype=tensor.dtype)
             real = data.clone() if as_number else data.expand(tensor.shape).clone()
@@ -310,10 +299,8 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
                 reals[id(tensor)] = tensor, real
             return real
 
-        draws = func._schema.name in DRAWS
-        # What is drawn here must not change what the program draws elsewhere.
-        apart = torch.random.fork_rng(devices=()) if draws else nullcontext()
-        with _disable_current_modes(), apart:
+        is_draw = draws(func, args)
+        with _disable_current_modes(), self._dice.thrown() if is_draw else nullcontext():
             real_args, real_kwargs = tree_map_only(torch.Tensor, to_real, (args, kwargs))
             if real_kwargs.get("device") is not None:
                 real_kwargs["device"] = torch.device("cpu")
@@ -328,7 +315,7 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
         """
         if operands is not None and all(map(is_cheap, operands)):
             return self._make_fake(self._compute(func, args, kwargs))
-        return self._make_fake(run_by_values(func, args, kwargs, self._find))
+        return self._make_fake(run_by_values(func, args, kwargs, self._knowledge.find))
 
     def _make_fake(self, real: Any) -> Any:
         """Return fake tensors for real ones among results whose shape only values could tell."""
@@ -337,7 +324,7 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
             if isinstance(tensor, FakeTensor):
                 return tensor
             fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-            self._keep(fake, _Value(tensor, self._twins.count_writes(fake)))
+            self._knowledge.keep(fake, tensor)
             return fake
 
         return tree_map_only(torch.Tensor, to_fake, real)

@@ -11,14 +11,16 @@ import weakref
 from collections.abc import Callable, Iterator
 from itertools import count
 from time import perf_counter_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from attnprof.capture.fake_twins import Twins
 from attnprof.capture.recorder import Recorder, pack_event, pack_free
 from attnprof.store.schema import BORN, FOUND, RESIZED
+
+if TYPE_CHECKING:
+    from attnprof.capture.fake_twins import Twins
 
 PLAIN_CLASSES = (torch.Tensor, torch.nn.Parameter)
 
@@ -38,7 +40,7 @@ class StorageRef(weakref.ref):  # type: ignore[type-arg]  # weakref.ref takes no
 class Ledger:
     """The live storages, each under a number of its own that is never used again."""
 
-    def __init__(self, recorder: Recorder, *, twins: Twins | None = None) -> None:
+    def __init__(self, recorder: Recorder, *, twins: "Twins | None" = None) -> None:
         """Report births and frees to ``recorder``.
 
         Args:
