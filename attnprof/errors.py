@@ -3,6 +3,7 @@
     AttnprofError
     ├── CaptureError         tracing could not start, or was used wrongly
     ├── DryRunError          a program cannot run without values, or without a real device
+    │   └── LengthError      a sequence is longer than the program can take
     ├── RunFormatError       a directory is not a run, or not one this version can read
     ├── SnapshotError        a file is not a memory snapshot, or not one that can be trusted
     ├── AttributionError     the recorded facts contradict each other
@@ -24,6 +25,13 @@ class CaptureError(AttnprofError):
 
 class DryRunError(AttnprofError):
     """A program does what a dry run cannot; the message names the line."""
+
+
+class LengthError(DryRunError):
+    """A sequence is longer than the program can take: a table of positions ends before it."""
+
+    rows: int = 0
+    """How many rows the table has."""
 
 
 class RunFormatError(AttnprofError):

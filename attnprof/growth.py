@@ -8,6 +8,7 @@ runs whose lengths differ (`Growth.from_runs`), or from one run whose steps do
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -19,9 +20,17 @@ from attnprof.analysis.extrapolate import (
     keep_blocks,
 )
 from attnprof.analysis.fits import TOTAL, Fit, fit_points
-from attnprof.analysis.growth import POINT_SCHEMA, find_phase_peaks, find_step_peaks
+from attnprof.analysis.growth import POINT_SCHEMA, find_phase_peaks, find_step_peaks, require
 from attnprof.analysis.laws import fit_law
-from attnprof.analysis.wall import Probe, Wall, count_needed_bytes, find_wall, is_reserved
+from attnprof.analysis.positions import find_position_limit, limit_probe
+from attnprof.analysis.wall import (
+    Probe,
+    Wall,
+    count_needed_bytes,
+    find_wall,
+    is_reserved,
+    observe_wall,
+)
 from attnprof.analysis.wall import read_capacity as read_capacity  # what `find_wall` takes
 from attnprof.errors import DryRunError
 from attnprof.run import Run
@@ -65,6 +74,7 @@ class Growth:
         self._lengths = tuple(sorted(lengths, key=lambda x: (x.source, x.seq_len)))
         self._given_points = points
         self._probe = probe
+        self._tables: dict[int, Any] = {}  # of dry runs: see `find_position_limit`
         self._path = path
         self._keep_alive = keep_alive
 
@@ -170,7 +180,8 @@ class Growth:
         for length in self._lengths:
             if length.path is None or length.source == STEPS or length.status not in _WITH_POINTS:
                 continue
-            allocations = Run.load(length.path).attribution.allocations
+            run = Run.load(length.path)
+            allocations = run.attribution.allocations
             peaks = find_phase_peaks(allocations).with_columns(
                 pl.lit(length.seq_len, pl.Int64).alias("seq_len"),
                 source=pl.lit(length.source),
@@ -180,6 +191,7 @@ class Growth:
             if length.status == _DONE:
                 own = blocks.setdefault(length.source, {})
                 own[length.seq_len] = keep_blocks(allocations)
+                self._tables[length.seq_len] = run.info.get("dry_run", {}).get("tables", ())
         return points, blocks
 
     @property
@@ -225,11 +237,11 @@ class Growth:
         """
         source = source or self.source
         words = [TOTAL, *(c.value for c in Category)]
-        _require(category in words, "category", category, words)
+        require(category in words, "category", category, words)
         self._completed(source)
         own = self.points.filter(pl.col("source") == source, pl.col("status") == _DONE)
         layers = own["layer"].unique().sort().to_list()
-        _require(layer is None or layer in layers, "layer", layer, [x for x in layers if x])
+        require(layer is None or layer in layers, "layer", layer, [x for x in layers if x])
         occurring = own.filter(category=TOTAL, layer="").sort("seq_len")
         if occurring.is_empty():
             raise ValueError(
@@ -249,7 +261,7 @@ class Growth:
     def _completed(self, source: str) -> list[int]:
         done = [x.seq_len for x in self._lengths if x.source == source and x.status == _DONE]
         known = sorted({x.source for x in self._lengths})
-        _require(bool(done), "completed length whose source is", source, known)
+        require(bool(done), "completed length whose source is", source, known)
         return sorted(done)
 
     def predict(self, seq_len: int) -> int:
@@ -313,11 +325,13 @@ class Growth:
         _check_length("multiple_of", multiple_of)
         if capacity is None:
             return self._find_observed_wall()
+        fit, dry = self._fit_probe, self._probe
+        limit = find_position_limit({n: used for n, used in self._tables.items() if used})
         return find_wall(
             read_capacity(capacity),
             self._estimate,
-            fit=self._fit_probe,
-            dry_run=None if self._probe is None else Probe(self._run_dry, self._probe.counts),
+            fit=limit_probe(fit, limit),
+            dry_run=dry and limit_probe(Probe(self._run_dry, dry.counts), limit),
             multiple_of=multiple_of,
             known=self._completed(self.source),
         )
@@ -361,15 +375,7 @@ class Growth:
             pl.col("source") != DRY_RUN, seq_len=fits, category=TOTAL, layer=""
         )
         peak = at_wall["peak_bytes"].max()
-        return Wall(
-            seq_len=fits,
-            peak_bytes=peak if isinstance(peak, int) else 0,
-            next_seq_len=min(over),
-            next_bytes=None,
-            capacity_bytes=None,
-            by="measured",
-            counts="live",
-        )
+        return observe_wall(fits, peak if isinstance(peak, int) else 0, min(over))
 
 
 def _describe_run(run: Run) -> Length:
@@ -392,9 +398,3 @@ def _check_length(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a whole number, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be 1 or more, got {value}")
-
-
-def _require(ok: bool, what: str, got: object, known: list[str]) -> None:
-    if not ok:
-        choices = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
-        raise ValueError(f"the growth has no {what} {got!r}; it has: {choices or 'none'}")

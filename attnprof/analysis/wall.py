@@ -8,7 +8,7 @@ import polars as pl
 
 from attnprof.analysis.allocator import simulate_allocator
 from attnprof.analysis.peak import choose_device, find_peak
-from attnprof.errors import CaptureError, DryRunError
+from attnprof.errors import CaptureError, DryRunError, LengthError
 from attnprof.theory.devices import find_device
 from attnprof.units import MOST_TOKENS, format_bytes, parse_bytes
 
@@ -17,6 +17,9 @@ _TRUSTED_TRIALS = 8
 
 _BOLDNESS = 8
 """As long as all trials fit, the next is longer by no more than this factor: trials are dear."""
+
+_NEVER = 2**62
+"""Stands among trials for what a length needs that the program refuses."""
 
 Measure = Callable[[int], int]
 """Bytes needed at a sequence length."""
@@ -43,7 +46,7 @@ class Wall:
     next_seq_len: int
     """The next length tried, which does not fit."""
     next_bytes: int | None
-    """What that needs; None where it only ran out of memory."""
+    """What that needs; None where it only ran out of memory, or cannot run at all."""
     capacity_bytes: int | None
     """What there is; None where it is only known to have run out."""
     by: str
@@ -64,7 +67,8 @@ class Wall:
             if self.seq_len
             else f"no length fits into {capacity}"
         )
-        needs = "runs out" if self.next_bytes is None else f"needs {format_bytes(self.next_bytes)}"
+        fails = "runs out" if self.by == "measured" else "cannot run"
+        needs = fails if self.next_bytes is None else f"needs {format_bytes(self.next_bytes)}"
         how = {"measured": "measured", "fit": "by fit"}.get(self.by, f"{self.dry_runs} dry runs")
         text = f"{below}, n = {self.next_seq_len} {needs} ({self.counts} bytes, {how})"
         return text + (f"; {self.reason}" if self.reason else "")
@@ -150,7 +154,7 @@ def find_wall(
             wall = _search(
                 capacity_bytes, law, _guard(dry_run), step, by="dry run", start=fitted.seq_len
             )
-            return replace(wall, reason=left_out)
+            return replace(wall, reason=wall.reason or left_out)
         except DryRunError as error:
             reason = str(error)
             break
@@ -159,13 +163,18 @@ def find_wall(
     return replace(fitted, reason=f"no dry run says so: {reason}")
 
 
+def observe_wall(seq_len: int, peak_bytes: int, next_seq_len: int) -> Wall:
+    """Return the wall of a machine that ran out of memory at a length, and did not at another."""
+    return Wall(seq_len, peak_bytes, next_seq_len, None, None, by="measured", counts="live")
+
+
 def _guard(probe: Probe) -> Probe:
     """Tell what the workload raises from what we raise."""
 
     def measure(seq_len: int, capacity_bytes: int) -> int:
         try:
             return probe.measure(seq_len, capacity_bytes)
-        except (CaptureError, DryRunError):
+        except (CaptureError, DryRunError):  # a `LengthError` says where to look instead
             raise
         except Exception as error:
             what = f"at n = {seq_len} the workload raises {type(error).__name__}: {error}"
@@ -186,18 +195,22 @@ def _search(
     def measure(seq_len: int) -> int:
         return probe.measure(seq_len, capacity_bytes)
 
-    trials = search_wall(capacity_bytes, law, measure, multiple_of=multiple_of, start=start)
+    refusals: dict[int, LengthError] = {}
+    trials = search_wall(
+        capacity_bytes, law, measure, multiple_of=multiple_of, start=start, refusals=refusals
+    )
     fits = max((n for n, size in trials.items() if size <= capacity_bytes), default=0)
     over = min(n for n, size in trials.items() if size > capacity_bytes and n > fits)
     return Wall(
         seq_len=fits,
         peak_bytes=trials.get(fits, 0),
         next_seq_len=over,
-        next_bytes=trials[over],
+        next_bytes=None if over in refusals else trials[over],
         capacity_bytes=capacity_bytes,
         by=by,
         counts=probe.counts,
         dry_runs=len(trials) if by == "dry run" else 0,
+        reason=str(refusals.get(over, "")),
     )
 
 
@@ -208,6 +221,7 @@ def search_wall(
     *,
     multiple_of: int = 1,
     start: int | None = None,
+    refusals: dict[int, LengthError] | None = None,
 ) -> dict[int, int]:
     """Measure until a length is known to fit and the next one not to.
 
@@ -220,6 +234,7 @@ def search_wall(
         measure: What a length really needs; expensive.
         multiple_of: Only multiples of this are tried.
         start: The first length to try, where it is known better than by the law.
+        refusals: Gets the lengths that ``measure`` refuses, as longer than the program can take.
 
     Returns:
         The trials: bytes by length. Among them are the longest that fits, unless not even
@@ -237,15 +252,23 @@ def search_wall(
         guess = start // multiple_of
     low, high = 0, longest  # in multiples; low fits, high is taken not to
     trials: dict[int, int] = {}
+    refused = {} if refusals is None else refusals
     fitted: bool | None = None
     while high - low > 1:
         guess = min(max(guess, low + 1), high - 1)
         if high == longest and trials:
             guess = min(guess, _BOLDNESS * low)
         at, before = guess, fitted
-        trials[at * multiple_of] = measure(at * multiple_of)
+        try:
+            trials[at * multiple_of] = measure(at * multiple_of)
+        except LengthError as error:
+            refused[at * multiple_of] = error
+            trials[at * multiple_of] = _NEVER
         fitted = trials[at * multiple_of] <= capacity_bytes
         low, high = (at, high) if fitted else (low, at)
+        if high * multiple_of in refused:
+            guess = _step_to_limit(low, high, refused[high * multiple_of].rows // multiple_of)
+            continue
         corrected = _correct(capacity_bytes, law, trials)
         if corrected is None:
             guess = (low + high) // 2 if high < longest else _BOLDNESS * low
@@ -256,6 +279,16 @@ def search_wall(
     if high == longest:
         raise _no_wall(capacity_bytes)
     return trials
+
+
+def _step_to_limit(low: int, high: int, rows: int) -> int:
+    """Return where to look for the end of a table that is too short for ``high``.
+
+    A table of positions ends at the length of which it has rows; others have more or fewer.
+    """
+    if low < rows < high:
+        return rows
+    return low + 1 if low == rows else (low + high) // 2
 
 
 def _correct(capacity_bytes: int, law: Measure, trials: dict[int, int]) -> float | None:

@@ -66,6 +66,7 @@ def dry_run(
 
     Raises:
         DryRunError: The program does what fake tensors cannot; the message names the line.
+        LengthError: The sequence is longer than a table of positions that the program uses.
         TypeError: ``make_step`` or what it returns cannot be called.
         ValueError: ``seq_len`` or ``steps`` is not a positive whole number, or the target is
             unknown.
@@ -113,6 +114,7 @@ def dry_run(
         with tracer:
             workload["steps"] = run_steps(tracer, make_step, seq_len, "cpu", steps)
             about["assumptions"] = list(assumed)
+            about["tables"] = values.tables.describe()
     return tracer.run
 
 

@@ -39,6 +39,7 @@ from attnprof.capture.fake_rules import (
     shorten,
 )
 from attnprof.capture.fake_shapes import run_by_values
+from attnprof.capture.fake_tables import LOOKUPS, Tables
 from attnprof.capture.fake_twins import Twins
 from attnprof.capture.fake_views import VIEWS, make_view
 from attnprof.capture.lines import find_line, is_under
@@ -67,6 +68,8 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
         super().__init__()  # type: ignore[no-untyped-call]  # not annotated
         self._assumed = assumed
         self._knowledge = Knowledge(twins)
+        self.tables = Tables(self._knowledge)
+        """The tables that the program looks positions up in."""
         self._choices = Choices()
         self._dice = Dice()
 
@@ -93,6 +96,8 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
         tensors = list(list_tensors((*args, *kwargs.values())))
         if func is aten._grouped_mm.default:
             return make_grouped_product(*args, **kwargs)
+        if func in LOOKUPS:
+            self.tables.check(func, args)
         is_known = self._knows_operands(func, args, tensors)
         guess = self._find_guess(func, args, tensors) if is_known else None
         written = list(list_written(func, args, kwargs))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from attnprof.analysis.extrapolate import extrapolate, keep_blocks
 from attnprof.analysis.laws import Law
 from attnprof.analysis.peak import Peak
+from attnprof.analysis.positions import PositionLimit, find_position_limit
 from attnprof.analysis.wall import Probe, Wall, count_needed_bytes, find_wall
 from attnprof.analysis.what_if.advice import Advice
 from attnprof.report.growth_verdict import format_law
@@ -26,6 +27,8 @@ class Horizon:
     wall: Wall | None
     """None if there is none, or it cannot be told."""
     why_no_wall: str = ""
+    limit: PositionLimit | None = None
+    """How long a sequence can be at most, whatever memory there is, if that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +115,18 @@ def find_horizon(run: Run, other: Run, machine: Machine) -> Horizon:
             None, None, f"other ops run at {lengths}; sweep more lengths with attnprof sweep"
         )
     law = program.law_at(int(run.info["workload"]["seq_len"]))
+    limit = find_position_limit(
+        {
+            int(each.info["workload"]["seq_len"]): each.info["dry_run"].get("tables") or ()
+            for each in (run, other)
+        }
+    )
     probe = Probe(lambda n, c: count_needed_bytes(program.blocks_at(n), c), "reserved")
     try:
-        return Horizon(law, find_wall(machine.capacity_bytes, program.estimate, fit=probe))
+        wall = find_wall(machine.capacity_bytes, program.estimate, fit=probe)
     except ValueError as error:  # everything fits
-        return Horizon(law, None, str(error))
+        return Horizon(law, None, str(error), limit)
+    return Horizon(law, wall, limit=limit)
 
 
 def write_prediction_verdict(prediction: Prediction) -> str:
@@ -136,7 +146,13 @@ def write_horizon(prediction: Prediction) -> str:
     parts = []
     if law is not None:
         parts.append(f"Around n = {prediction.seq_len:,} the peak is {format_law(law)}")
-    if wall is None:
+    limit = prediction.horizon.limit
+    if limit is not None and (wall is None or limit.seq_len < wall.seq_len):
+        parts.append(
+            f"all lengths fit that the workload can take, which end at n = {limit.seq_len:,} with "
+            f"a table of {limit.rows:,} rows at {limit.at}"
+        )
+    elif wall is None:
         parts.append(f"no wall is known: {prediction.horizon.why_no_wall}")
     elif wall.seq_len:
         parts.append(f"the longest sequence that fits is n = {wall.seq_len:,}")
@@ -164,7 +180,17 @@ def collect_prediction_notes(prediction: Prediction) -> list[Note]:
                 is_warning=True,
             )
         )
-    if prediction.horizon.wall is not None:
+    limit = prediction.horizon.limit
+    if prediction.horizon.wall is not None and limit is not None:
+        notes.append(
+            Note(
+                "wall",
+                f"if there were positions for it, {prediction.horizon.wall.sentence}"
+                if limit.seq_len < prediction.horizon.wall.seq_len
+                else prediction.horizon.wall.sentence,
+            )
+        )
+    elif prediction.horizon.wall is not None:
         notes.append(Note("wall", prediction.horizon.wall.sentence))
     notes += [Note("assumed", text) for text in prediction.assumptions]
     for advice in prediction.advice:

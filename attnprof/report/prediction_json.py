@@ -51,6 +51,7 @@ def describe_prediction(prediction: Prediction) -> dict[str, Any]:
             "coefficients": None if horizon.law is None else list(horizon.law.coefficients),
             "wall": None if horizon.wall is None else describe_wall(horizon.wall),
             "why_no_wall": horizon.why_no_wall,
+            "limit": None if horizon.limit is None else asdict(horizon.limit),
         },
         "advice": [asdict(advice) for advice in prediction.advice],
         "assumptions": list(prediction.assumptions),

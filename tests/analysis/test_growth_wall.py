@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attnprof.analysis.positions import PositionLimit, find_position_limit, limit_probe
 from attnprof.analysis.wall import Probe, count_needed_bytes, find_wall, read_capacity, search_wall
-from attnprof.errors import CaptureError, DryRunError
+from attnprof.errors import CaptureError, DryRunError, LengthError
 from attnprof.theory.devices import find_device
 
 Measure = Callable[[int], int]
@@ -186,3 +187,47 @@ def test_full_device_gives_back_what_it_only_caches() -> None:
     assert count_needed_bytes(frame, wanted) == wanted
     assert count_needed_bytes(frame, large) == large
     assert count_needed_bytes(frame, large - 1) == wanted  # it cannot do with less
+
+
+def test_table_of_positions_ends_the_search() -> None:
+    tried = []
+
+    def measure(seq_len: int, capacity_bytes: int) -> int:
+        tried.append(seq_len)
+        if seq_len > 1024:
+            error = LengthError("a table of 1024 rows")
+            error.rows = 1024
+            raise error
+        return seq_len
+
+    wall = find_wall(10**9, lambda n: n, fit=Probe(measure, "live"))
+    assert (wall.seq_len, wall.next_seq_len, wall.next_bytes) == (1024, 1025, None)
+    assert wall.sentence.endswith("n = 1025 cannot run (live bytes, by fit); a table of 1024 rows")
+    assert len(tried) <= 3
+
+
+@pytest.mark.parametrize("rows", [100, 5000, 0])
+def test_table_whose_rows_are_no_lengths_ends_the_search_too(rows: int) -> None:
+    def measure(seq_len: int, capacity_bytes: int) -> int:
+        if seq_len > 777:
+            error = LengthError("too long")
+            error.rows = rows
+            raise error
+        return seq_len
+
+    assert find_wall(10**9, lambda n: n, fit=Probe(measure, "live")).seq_len == 777
+
+
+def test_limit_is_told_from_two_lengths() -> None:
+    tables = {
+        64: [{"at": "m.py:1", "rows": 1024, "used": 66}, {"at": "m.py:2", "rows": 99, "used": 9}],
+        96: [{"at": "m.py:1", "rows": 1024, "used": 98}, {"at": "m.py:2", "rows": 99, "used": 9}],
+    }
+    limit = find_position_limit(tables)
+    assert limit == PositionLimit(1022, 1024, "m.py:1")
+    probe = limit_probe(Probe(lambda n, _: n, "live"), limit)
+    assert probe.measure(1022, 0) == 1022
+    with pytest.raises(LengthError, match=r"1024 rows at m.py:1 has no positions beyond n = 1022"):
+        probe.measure(1023, 0)
+    assert find_position_limit({64: tables[64]}) is None
+    assert find_position_limit({64: tables[64], 96: tables[64]}) is None

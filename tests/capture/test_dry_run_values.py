@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from attnprof.capture.dry_run import dry_run
-from attnprof.errors import DryRunError
+from attnprof.errors import DryRunError, LengthError
 
 WITHOUT_GRADIENTS = [torch.no_grad, torch.inference_mode]
 
@@ -119,3 +119,33 @@ def test_routes_to_experts_are_not_guessed() -> None:
 
     with pytest.raises(DryRunError, match="shape of a result depends on the values"):
         assumed_by(infer)
+
+
+TABLES: dict[str, Callable[[int, torch.Tensor], Any]] = {
+    "embedding": lambda n, rows: torch.nn.functional.embedding(torch.arange(n), rows),
+    "index": lambda n, rows: rows[torch.arange(n)],
+    "second index": lambda n, rows: rows.t()[:, torch.arange(n)],
+    "index_select": lambda n, rows: rows.index_select(0, torch.arange(n)),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_lengths_beyond_a_table_are_refused(name: str) -> None:
+    def make_step(seq_len: int, device: str) -> Callable[[], Any]:
+        rows = torch.randn(64, 4)
+        return lambda: TABLES[name](seq_len, rows)
+
+    (table,) = dry_run(make_step, 48).info["dry_run"]["tables"]
+    assert (table["rows"], table["used"]) == (64, 48)
+    assert "test_dry_run_values.py:" in table["at"]
+    with pytest.raises(LengthError, match=r"row 64 of a table of 64 rows is looked up at .*\.py:"):
+        dry_run(make_step, 65)
+
+
+def test_slices_tell_how_much_of_a_table_is_used() -> None:
+    def make_step(seq_len: int, device: str) -> Callable[[], Any]:
+        rows = torch.randn(1, 64, 4)
+        return lambda: rows[:, :seq_len]
+
+    (table,) = dry_run(make_step, 48).info["dry_run"]["tables"]
+    assert (table["rows"], table["used"]) == (64, 48)

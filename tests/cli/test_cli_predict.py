@@ -194,3 +194,24 @@ def test_predict_without_a_gpu_asks_for_a_device(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(("seq_len", "other"), [(2**20, 2**19), (1, 2), (77, 154), (2, 1)])
 def test_the_other_length_is_one_that_a_program_takes(seq_len: int, other: int) -> None:
     assert choose_other_length(seq_len) == other
+
+
+POSITIONS = """
+import torch
+
+def make_step(seq_len, device):
+    positions = torch.nn.Embedding(64, 8)
+    return lambda: positions(torch.arange(seq_len)).sum().backward()
+"""
+
+
+def test_predict_refuses_lengths_that_a_model_has_no_positions_for(tmp_path: Path) -> None:
+    (tmp_path / "short.py").write_text(POSITIONS)
+    arguments = ("predict", "short.py:make_step", "--device", "h200", "--json", "--seq-len")
+    ended = call(*arguments, "128", cwd=tmp_path)
+    assert ended.code == 2
+    assert ended.err.startswith("attnprof: row 127 of a table of 64 rows is looked up at ")
+    assert ended.err.count("\n") == 1
+    horizon = json.loads(call(*arguments, "32", cwd=tmp_path).out)["horizon"]
+    assert (horizon["limit"]["seq_len"], horizon["limit"]["rows"]) == (64, 64)
+    assert "which end at n = 64 with a table of 64 rows at " in horizon["sentence"]
