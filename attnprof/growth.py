@@ -19,7 +19,7 @@ from attnprof.analysis.extrapolate import (
     find_programs,
     keep_blocks,
 )
-from attnprof.analysis.fits import TOTAL, Fit, fit_points
+from attnprof.analysis.fits import TOTAL, Fit, fit_points, require_law
 from attnprof.analysis.growth import POINT_SCHEMA, find_phase_peaks, find_step_peaks, require
 from attnprof.analysis.laws import fit_law
 from attnprof.analysis.positions import find_position_limit, limit_probe
@@ -49,8 +49,7 @@ _MOST_DRY_BLOCKS = 3_000_000
 class Growth:
     """How memory grows with the sequence length n: points, laws, predictions and the wall.
 
-    Runs are read when first asked for, and one after the other: what is kept of each is its
-    points and its blocks.
+    Runs are read when first asked for, one by one: kept of each are its points and its blocks.
     """
 
     def __init__(
@@ -337,14 +336,16 @@ class Growth:
         )
 
     def _estimate(self, seq_len: int) -> int:
-        if self.extrapolation is not None:
-            return self.extrapolation.estimate(seq_len)
-        return self._total_fit.predict(seq_len)
+        if (program := self.extrapolation) is not None:
+            return program.estimate(seq_len)
+        fit = self._total_fit
+        return (fit if self._probe and fit.law != "constant" else require_law(fit)).predict(seq_len)
 
     @property
     def _fit_probe(self) -> Probe:
-        program = self.extrapolation
-        if program is not None and is_reserved(program.blocks_at(program.seq_lens[-1])):
+        if (program := self.extrapolation) is not None and is_reserved(
+            program.blocks_at(program.seq_lens[-1])
+        ):
             return Probe(lambda n, c: count_needed_bytes(program.blocks_at(n), c), "reserved")
         return Probe(lambda n, _: self.predict(n), "live")
 
@@ -371,10 +372,8 @@ class Growth:
             )
         done = [x for x in own if x.status == _DONE and x.seq_len < min(over)]
         fits = max((x.seq_len for x in done), default=0)
-        at_wall = self.points.filter(
-            pl.col("source") != DRY_RUN, seq_len=fits, category=TOTAL, layer=""
-        )
-        peak = at_wall["peak_bytes"].max()
+        own_points = self.points.filter(pl.col("source") != DRY_RUN, category=TOTAL, layer="")
+        peak = own_points.filter(seq_len=fits)["peak_bytes"].max()
         return observe_wall(fits, peak if isinstance(peak, int) else 0, min(over))
 
 

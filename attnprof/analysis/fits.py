@@ -166,6 +166,21 @@ def fit_points(
     )
 
 
+def require_law(fit: Fit) -> Fit:
+    """Return the fit, if it explains the points it was made of.
+
+    Raises:
+        ValueError: It does not, so that it says nothing of other lengths.
+    """
+    if fit.max_relative_error > _BAD_FIT:
+        raise ValueError(
+            f"no law explains how {_name(fit.category, fit.layer)} grows (off by up to "
+            f"{fit.max_relative_error:.0%}), so where memory runs out cannot be told; sweep more "
+            "lengths, closer to it"
+        )
+    return fit
+
+
 def _name(category: str, layer: str | None) -> str:
     return category + (f" in {layer}" if layer else "")
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from attnprof.analysis.powers import Power, fit_power
+
 Floats = np.ndarray
 
 CONFIDENCE = 0.95
@@ -25,6 +27,10 @@ _BREAK_ABOVE = 0.01
 """Relative error from which on one law is not believed to hold everywhere."""
 _BREAK_BELOW = 0.003
 """Relative error that two laws in its place have to keep to."""
+_CLOSE = 1e-4
+"""Relative error up to which a law is the law, and no other is looked for."""
+_TIMES_CLOSER, _TIMES_CLOSER_IF_BAD = 10, 3
+"""How much closer to the points another law must be, to be believed in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +227,8 @@ def fit_exponent(seq_lens: Sequence[int], sizes: Sequence[int], law: Law) -> Exp
     The slope of log(bytes − c0) against log n, with c0 from the law: a plain log-log slope of a
     total is far under 2 as long as parameters outweigh everything, however quadratic the rest.
     Points count by their share of growth, since the others say more about c0 than about p. The
-    interval is the regression's, from Student's t; the constant counts as estimated.
+    interval is the regression's, from Student's t; the constant counts as estimated. Where bytes
+    grow more slowly than n, constant and exponent are found together instead.
 
     Args:
         seq_lens: The lengths the law was fitted to.
@@ -234,6 +241,10 @@ def fit_exponent(seq_lens: Sequence[int], sizes: Sequence[int], law: Law) -> Exp
     n, y = np.array(seq_lens, np.float64), np.array(sizes, np.float64)
     if law.words == "constant":
         return Exponent(0.0, (0.0, 0.0) if len(n) > 2 else None)
+    power = _fit_power_below(law, seq_lens, sizes)
+    if power is not None:
+        reach = _reach(power.freedom) * power.deviation
+        return Exponent(power.exponent, (power.exponent - reach, power.exponent + reach))
     constant = law.constant if len(n) > 2 else 0.0  # two points cannot tell a constant
     kept = y - constant > _NEGLIGIBLE_GROWTH * y
     if kept.sum() < 2:
@@ -249,7 +260,23 @@ def fit_exponent(seq_lens: Sequence[int], sizes: Sequence[int], law: Law) -> Exp
         return Exponent(slope, None)
     residual = z - z_mean - slope * (x - x_mean)
     error = float(np.sqrt(weight @ residual**2 / freedom / spread))
+    reach = _reach(freedom) * error
+    return Exponent(slope, (slope - reach, slope + reach))
+
+
+def _reach(freedom: int) -> float:
+    """Return how many standard errors the interval reaches to either side."""
     from scipy.special import stdtrit  # Student's t; scipy.stats takes a second to import
 
-    reach = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
-    return Exponent(slope, (slope - reach, slope + reach))
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+
+
+def _fit_power_below(law: Law, seq_lens: Sequence[int], sizes: Sequence[int]) -> Power | None:
+    """Return the power law under 1 by which bytes grow, if it explains them far better."""
+    if law.quadratic or law.max_relative_error <= _CLOSE:
+        return None
+    power = fit_power(seq_lens, sizes)
+    times = _TIMES_CLOSER if law.max_relative_error <= _BREAK_ABOVE else _TIMES_CLOSER_IF_BAD
+    if power is None or times * power.max_relative_error > law.max_relative_error:
+        return None
+    return power

@@ -139,6 +139,41 @@ def test_exponent_between_one_and_two_is_found() -> None:
     assert exponent.value == pytest.approx(1.5, abs=0.01)
 
 
+@pytest.mark.parametrize("constant", [0, 10**5, 10**7])
+@pytest.mark.parametrize("power", [0.25, 0.5, 0.8])
+def test_exponent_below_one_is_found(power: float, constant: int) -> None:
+    sizes = [constant + round(10**6 * n**power) for n in DOUBLING]
+    exponent = fit_exponent(DOUBLING, sizes, fit_law(DOUBLING, sizes))
+    assert exponent is not None
+    assert exponent.value == pytest.approx(power, abs=2e-3)
+    assert exponent.interval is not None
+    low, high = exponent.interval
+    assert low - 1e-6 <= power <= high + 1e-6
+    assert high - low < 0.02
+
+
+def test_exponent_of_a_noisy_root_holds_the_truth() -> None:
+    random = np.random.default_rng(0)
+    held = 0
+    for _ in range(100):
+        sizes = [round(10**6 * n**0.5 * (1 + random.normal(0, 0.01))) for n in DOUBLING]
+        exponent = fit_exponent(DOUBLING, sizes, fit_law(DOUBLING, sizes))
+        assert exponent is not None
+        assert exponent.interval is not None
+        assert exponent.value == pytest.approx(0.5, abs=0.1)
+        held += exponent.interval[0] <= 0.5 <= exponent.interval[1]
+    assert held >= 85
+
+
+def test_exponent_of_a_noisy_line_is_about_one() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        sizes = [round((10**6 + 10**4 * n) * (1 + random.normal(0, 0.01))) for n in DOUBLING]
+        exponent = fit_exponent(DOUBLING, sizes, fit_law(DOUBLING, sizes))
+        assert exponent is not None
+        assert exponent.value == pytest.approx(1, abs=0.06)
+
+
 def test_exponent_interval_of_noisy_points_holds_the_truth() -> None:
     random = np.random.default_rng(0)
     held = 0

@@ -442,3 +442,19 @@ def test_growth_list_leads_nowhere_else(tmp_path: Path) -> None:
     content["lengths"][0]["run"] = "../outside"
     file.write_text(json.dumps(content), "utf-8")
     assert Growth.load(tmp_path / "growth").lengths[0].status == "failed"
+
+
+def test_wall_is_not_told_where_no_law_explains_the_points() -> None:
+    sizes = {16: 700, 32: 1551, 64: 1920, 100: 493, 128: 1721, 200: 126}
+
+    def make_step(seq_len: int, device: str) -> Callable[[], object]:
+        def step() -> None:
+            for _ in range(seq_len):  # other ops at every length
+                torch.ones(sizes[seq_len])
+
+        return step
+
+    growth = sweep(make_step, list(sizes), dry_run=True, steps=1)
+    message = r"no law explains how total grows \(off by up to .*\), so where memory runs out"
+    with pytest.raises(ValueError, match=message):
+        growth.max_seq_len("80 GB")
