@@ -8,7 +8,7 @@ from attnprof.attribution.flow import Flow
 from attnprof.attribution.kinds import judge_kinds
 from attnprof.attribution.pairs import Pair, Pattern
 from attnprof.attribution.paths import common_path
-from attnprof.attribution.products import MULTIPLICATIONS, factors, is_product
+from attnprof.attribution.products import MULTIPLICATIONS, factors, is_index, is_product
 from attnprof.attribution.shapes import count_repeats, read_shapes
 from attnprof.vocabulary import AttentionKind
 
@@ -147,7 +147,8 @@ def _find_masks(facts: Facts, call: AttentionCall) -> None:
         skip = set(factors(facts, op)) if is_product(facts, op) else set()
         for row in facts.rows_in(op):
             made = int(facts.producer_row[row])
-            if row in skip or (made >= 0 and int(facts.row_op[made]) in own):
+            is_own = made >= 0 and int(facts.row_op[made]) in own
+            if row in skip or is_own or is_index(facts, row):
                 continue
             if facts.signature_of(row).numel >= max(2, call.k_len):
                 (call.softmax_rows if joins_result else call.mask_rows).append(row)
@@ -183,6 +184,7 @@ def _read_fused(facts: Facts, call: AttentionCall) -> None:
         for r in facts.rows_in(op)
         if r not in rows[:3]
         and facts.signature_of(r).numel > 1
+        and facts.signature_of(r).dtype not in ("int64", "int32")  # lengths, tables of blocks
         and len(rows) >= 3
         and len(facts.signature_of(r).shape) >= 2
     ]

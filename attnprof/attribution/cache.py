@@ -11,14 +11,11 @@ from attnprof.attribution.facts import Facts, Signature
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.origins import Origin
 from attnprof.attribution.phases import Timeline
-from attnprof.attribution.products import CONVOLUTIONS, is_product
+from attnprof.attribution.products import CONVOLUTIONS, INDEXING, is_product
 from attnprof.vocabulary import AttentionKind, Role
 
 _APPENDING = re.compile(r"^(cat|index_copy|index_put|copy|slice_scatter|scatter|index_add|stack)")
 """Ops that put new tokens beside old ones; a cache behind a projection is made by one."""
-
-
-_INDEXING = re.compile(r"^(index|gather|scatter|embedding|take)")
 
 
 @dataclass(frozen=True)
@@ -228,7 +225,7 @@ def _walk_keys(facts: Facts, flow: Flow, call: AttentionCall, begin: int) -> dic
         elif op in call.seconds and call.kind != "fused":
             continue
         sources = list(facts.rows_in(op))
-        if _INDEXING.match(name):
+        if INDEXING.match(name):
             sources = [r for r in sources if facts.signature_of(r).dtype != "int32"]
         todo.extend((r, projected) for r in sources if is_inside or not projected)
     return found

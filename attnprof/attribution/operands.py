@@ -4,7 +4,7 @@ from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Facts
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.origins import Origin
-from attnprof.attribution.products import is_product
+from attnprof.attribution.products import is_index, is_product
 
 
 def find_io_storages(facts: Facts, flow: Flow, call: AttentionCall) -> set[int]:
@@ -63,7 +63,7 @@ def find_mask_storages(facts: Facts, flow: Flow, call: AttentionCall) -> set[int
         if is_product(facts, op) or facts.is_backward[op]:
             continue
         for source in facts.rows_in(op):
-            if facts.signature_of(source).numel >= least:
+            if facts.signature_of(source).numel >= least and not is_index(facts, source):
                 found.add(int(facts.storage[source]))
                 todo.append(int(facts.producer_row[source]))
     return found

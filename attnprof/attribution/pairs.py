@@ -12,7 +12,8 @@ class Pattern(IntEnum):
     SCORES = 0
     """(tokens, features) @ (features, tokens): one score per pair of tokens."""
     LOW_RANK = 1
-    """(tokens, features) @ (features, fixed): scores against a fixed set, as in Linformer."""
+    """(tokens, features) @ (features, fixed): scores against a fixed set, as in Linformer; or among
+    the members of one, such as learned queries."""
     STATE = 2
     """(features, tokens) @ (tokens, features): the state of linear attention."""
 
@@ -51,7 +52,7 @@ def pattern_of(free: Bits, contracted: int, depth: int) -> Pattern | None:
         return Pattern.STATE
     if (contracted & TOKEN and not contracted & FEATURE) or depth == 1:
         return Pattern.SCORES if all(tokens) else None
-    return Pattern.SCORES if all(tokens) or features_only else Pattern.LOW_RANK
+    return Pattern.SCORES if all(tokens) else Pattern.LOW_RANK
 
 
 def has_clean_sides(bits: Bits) -> bool:

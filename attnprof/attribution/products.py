@@ -1,5 +1,7 @@
 """Which ops are matrix products, and where their factors are."""
 
+import re
+
 from attnprof.attribution.facts import Facts
 
 PRODUCTS = {
@@ -23,6 +25,11 @@ MULTIPLICATIONS = frozenset({"mul", "mul_"})
 OVERWRITING = frozenset({"copy_", "fill_", "zero_"})
 """Ops after which nothing is left of their first operand."""
 
+INDEXING = re.compile(r"^(index|gather|scatter|embedding|take)")
+"""Ops whose integer operands are places in another operand."""
+
+_INTEGERS = frozenset({"int64", "int32"})
+
 OTHER, EMBEDDING, CONVOLUTION = -1, -2, -3
 
 
@@ -41,6 +48,12 @@ def is_product(facts: Facts, op: int) -> bool:
     """Return whether an op is a matrix product or a convolution."""
     name = facts.short_names[facts.code[op]]
     return name in PRODUCTS or name in LINEARS or name in CONVOLUTIONS
+
+
+def is_index(facts: Facts, row: int) -> bool:
+    """Return whether an op takes the integers in an operand row for places in another operand."""
+    name = facts.short_names[facts.code[facts.row_op[row]]]
+    return facts.signature_of(row).dtype in _INTEGERS and bool(INDEXING.match(name))
 
 
 def is_outer_product(facts: Facts, op: int) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 from torch import Tensor, nn
@@ -194,3 +195,43 @@ def ask_through_agents(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 )
 def test_kind(mix: Mix, kind: str) -> None:
     assert read_row(train(mix))["kind"] == kind
+
+
+# Not attention, not a mask -----------------------------------------------------------------------
+
+
+class Streams(nn.Module):
+    """Hyper-connections: a token's residual streams, mixed by weights made from them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weigh, self.block = nn.Linear(4 * WIDTH, 4 + 16), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spread, mix = self.weigh(x.flatten(2)).split([4, 16], -1)
+        out = self.block(x.mean(2)).unsqueeze(2) * spread.unsqueeze(-1)
+        return out + mix.unflatten(-1, (4, 4)).softmax(-1).mT @ x
+
+
+def test_mixing_the_streams_of_a_token_is_no_attention() -> None:
+    embed = nn.Sequential(nn.Embedding(50, 4 * WIDTH), nn.Unflatten(-1, (4, WIDTH)))
+    model = nn.Sequential(embed, Streams(), Streams(), Streams())
+    with attnprof.trace() as tracer:
+        model(torch.randint(0, 50, (BATCH, TOKENS))).square().mean().backward()
+    assert tracer.run.layers().is_empty()
+
+
+def test_distances_that_choose_a_bias_are_no_mask() -> None:
+    table = nn.Parameter(torch.randn(2 * TOKENS, HEADS))
+
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        distances = torch.arange(TOKENS)[:, None] - torch.arange(TOKENS) + TOKENS
+        scores = flip(q) @ flip(k).mT
+        to_places = flip(q) @ k.new_ones(HEAD_DIM, 2 * TOKENS)
+        scores = scores + to_places.gather(-1, distances.expand_as(scores))
+        return flip((scores + table[distances].permute(2, 0, 1)).softmax(-1) @ flip(v))
+
+    run = train(mix)
+    assert read_row(run)["mask_bytes"] == HEADS * TOKENS * TOKENS * FLOAT  # the bias alone
+    integers = run.allocations.filter(pl.col("dtype") == "int64", pl.col("op").is_not_null())
+    assert "attention_mask" not in integers["category"].to_list()
