@@ -5,7 +5,7 @@ import re
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Facts
 from attnprof.attribution.flow import Flow
-from attnprof.attribution.kinds import judge_kinds
+from attnprof.attribution.kinds import find_first_chunks, judge_kinds
 from attnprof.attribution.pairs import Pair, Pattern
 from attnprof.attribution.paths import common_path
 from attnprof.attribution.products import MULTIPLICATIONS, factors, is_index, is_product
@@ -24,11 +24,14 @@ _DROPOUT = re.compile(r"dropout|bernoulli")
 
 def find_calls(facts: Facts, flow: Flow) -> list[AttentionCall]:
     """Return all attention calls of a run, in program order."""
-    read = (_read_pair(facts, flow, pair) for pair in flow.pairs() if _mixes_tokens(facts, pair))
+    pairs = flow.pairs()
+    found = [pair for pair in pairs if pair.seconds and _mixes_tokens(facts, pair)]
+    read = [_read_pair(facts, flow, pair) for pair in found]
     # Mixing with a fixed set of slots (experts, streams) looks like low-rank attention but for
     # the softmax between the products.
     calls = [c for c in read if c.has_normaliser or c.pattern is not Pattern.LOW_RANK]
     judge_kinds(facts, calls)
+    find_first_chunks(facts, flow, calls, [pair for pair in pairs if not pair.seconds])
     calls += _find_single_ops(facts)
     return sorted(calls, key=lambda call: call.ops[0])
 
@@ -52,7 +55,8 @@ def _read_pair(facts: Facts, flow: Flow, pair: Pair) -> AttentionCall:
     layer = common_path([facts.module_paths[facts.op_module[op]] for op in named])
     call = AttentionCall(AttentionKind.LINEAR, layer, ops)
     call.pattern = pair.pattern
-    call.seconds = {op for op, _ in pair.seconds}
+    call.firsts, call.seconds = set(pair.firsts), {op for op, _ in pair.seconds}
+    call.score_numel = min(facts.signature_of(row).numel for _, row in pair.seconds)
     call.is_recompute = bool(facts.is_recompute[ops[0]])
     for op in sorted(set(pair.firsts) - call.seconds):
         call.key_rows += factors(facts, op)
@@ -141,9 +145,11 @@ def _add_side_ops(facts: Facts, pair: Pair, call: AttentionCall) -> None:
 def _find_masks(facts: Facts, call: AttentionCall) -> None:
     """Note what joins the scores, or the softmax results, from the side."""
     own = call.score_ops | call.softmax_ops
-    normalisers = {int(facts.row_op[row]) for row in call.result_rows if call.has_normaliser}
+    # Without a normaliser there is no after: what joins are decays, not dropout. What joins in it
+    # is a mask.
+    normalisers = {int(facts.row_op[row]) for row in call.result_rows}
+    after = call.softmax_ops - normalisers if call.has_normaliser else set()
     for op in sorted(own - call.seconds):
-        joins_result = op in call.softmax_ops and op not in normalisers
         skip = set(factors(facts, op)) if is_product(facts, op) else set()
         for row in facts.rows_in(op):
             made = int(facts.producer_row[row])
@@ -151,7 +157,7 @@ def _find_masks(facts: Facts, call: AttentionCall) -> None:
             if row in skip or is_own or is_index(facts, row):
                 continue
             if facts.signature_of(row).numel >= max(2, call.k_len):
-                (call.softmax_rows if joins_result else call.mask_rows).append(row)
+                (call.softmax_rows if op in after else call.mask_rows).append(row)
 
 
 def _find_single_ops(facts: Facts) -> list[AttentionCall]:

@@ -18,7 +18,10 @@ class AttentionCall:
     """From the first product up to the normaliser's input."""
     softmax_ops: set[int] = field(default_factory=set)
     """From the normaliser to the second product."""
+    firsts: set[int] = field(default_factory=set)
     seconds: set[int] = field(default_factory=set)
+    score_numel: int = 0
+    """Elements of the smallest matrix of scores that a second product takes in."""
     result_rows: list[int] = field(default_factory=list)
     """Output rows of the normaliser: the softmax results."""
     path_rows: list[int] = field(default_factory=list)

@@ -61,7 +61,7 @@ class Flow:
             self._visit(op)
 
     def pairs(self) -> list[Pair]:
-        """Return the pairs that have a second product: the attention calls, in program order."""
+        """Return all pairs in program order; those with second products are attention."""
         merged: dict[int, Pair] = {}
         for number, pair in enumerate(self._pairs):
             root = self.find_pair(number)
@@ -74,7 +74,7 @@ class Flow:
             whole.is_chain |= pair.is_chain
             if number in self._aside:
                 whole.aside |= {*pair.firsts, *pair.between}
-        return [pair for pair in merged.values() if pair.seconds]
+        return list(merged.values())
 
     def find_pair(self, number: int) -> int:
         """Return the number that stands for all pairs that ``number`` was joined with."""

@@ -121,7 +121,8 @@ def _make_call(facts: Facts, first: int, second: int) -> AttentionCall:
     paths = [facts.module_paths[facts.op_module[op]] for op in (first, second)]
     call = AttentionCall(AttentionKind.MATERIALISED, common_path(paths), [first, second])
     call.pattern = Pattern.SCORES
-    call.score_ops, call.seconds = {first}, {second}
+    call.score_ops, call.firsts, call.seconds = {first}, {first}, {second}
+    call.score_numel = facts.signature_of(result).numel
     call.result_rows = call.softmax_rows = [result]
     scores = facts.rows_out(first)[0]
     call.path_rows = [result] if _is_used_again(facts, scores) else [scores, result]

@@ -7,7 +7,10 @@ sequence.
 
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Facts
-from attnprof.attribution.products import CONVOLUTIONS, is_product
+from attnprof.attribution.flow import Flow
+from attnprof.attribution.origins import Origin
+from attnprof.attribution.pairs import Pair, Pattern
+from attnprof.attribution.products import CONVOLUTIONS, factors, is_product
 from attnprof.vocabulary import AttentionKind
 
 _INDICES = frozenset({"int64", "int32"})
@@ -27,6 +30,56 @@ def judge_kinds(facts: Facts, calls: list[AttentionCall]) -> None:
         judged = [_judge(facts, call, group) for call in group]
         for call, kind in zip(group, judged, strict=True):
             call.kind = kind
+
+
+def find_first_chunks(
+    facts: Facts, flow: Flow, calls: list[AttentionCall], unread: list[Pair]
+) -> None:
+    """Tell scores inside the only chunk of linear attention, whose state nothing reads yet.
+
+    The scores look like those of attention without a softmax. But beside them queries read a
+    state, which is empty, and keys and values are summed up into one of that shape, for a next
+    chunk that does not come.
+
+    Args:
+        facts: The run's tables.
+        flow: What its tensors are made from.
+        calls: The attention calls.
+        unread: First products that no second one consumes.
+    """
+    states: dict[int, set[tuple[int, ...]]] = {}
+    for pair in unread:
+        if pair.pattern is Pattern.STATE:
+            op = pair.firsts[0]
+            shape = facts.signature_of(facts.rows_out(op)[0]).shape[-2:]
+            states.setdefault(int(facts.scope[op]), set()).add(shape)
+    if not states:
+        return
+    columns = (facts.scopes[name].tolist() for name in ("scope", "enter_op", "exit_op"))
+    reading = {
+        scope
+        for scope, enter, leave in zip(*columns, strict=True)
+        if any(
+            _reads_empty_state(facts, flow, op, states[scope])
+            for op in range(enter, leave if scope in states else enter)
+        )
+    }
+    for call in calls:
+        is_inner = call.pattern is Pattern.SCORES and not call.has_normaliser
+        if is_inner and int(facts.scope[call.ops[0]]) in reading:
+            call.kind = AttentionKind.LINEAR
+
+
+def _reads_empty_state(facts: Facts, flow: Flow, op: int, shapes: set[tuple[int, ...]]) -> bool:
+    """Return whether an op multiplies data by a constant of a state's shape."""
+    if not is_product(facts, op):
+        return False
+    left, right = factors(facts, op)
+    return (
+        facts.signature_of(right).shape[-2:] in shapes
+        and flow.origin_of_input(left) is Origin.ACTIVATION
+        and flow.origin_of_input(right) is Origin.CONSTANT
+    )
 
 
 def _judge(facts: Facts, call: AttentionCall, group: list[AttentionCall]) -> AttentionKind:

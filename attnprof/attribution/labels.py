@@ -147,16 +147,15 @@ def _label_backward(facts: Facts, calls: list[AttentionCall], labels: Labels) ->
     is_wanted[list(role)] = True
     for op in np.flatnonzero(is_wanted[facts.forward_op]).tolist():
         call, category = role[int(facts.forward_op[op])]
-        least = max(1, call.batch * call.heads * call.q_len * call.k_len)
-        is_first = int(facts.forward_op[op]) == call.ops[0]
+        # Products of QKᵀ's node are dQ and dK; a sum there is the gradient of a bias.
+        is_first = int(facts.forward_op[op]) in call.firsts and is_product(facts, op)
         for row in facts.rows_out(op):
             storage = int(facts.storage[row])
             if facts.born_by[storage] != op:
                 continue
-            is_score = bool(call.score_ops) and facts.signature_of(row).numel >= least
-            if is_first or not is_score or _is_gradient_of_values(facts, call, op):
-                category = Category.ATTENTION_IO
-            labels.put(storage, category, call.layer)
+            is_score = bool(call.score_ops) and facts.signature_of(row).numel >= call.score_numel
+            is_io = is_first or not is_score or _is_gradient_of_values(facts, call, op)
+            labels.put(storage, Category.ATTENTION_IO if is_io else category, call.layer)
 
 
 def _is_gradient_of_values(facts: Facts, call: AttentionCall, op: int) -> bool:
@@ -174,7 +173,7 @@ def _is_gradient_of_values(facts: Facts, call: AttentionCall, op: int) -> bool:
 
 def _label_sums(facts: Facts, calls: list[AttentionCall], labels: Labels) -> None:
     """Label what backward makes of gradients of scores outside of any node: sums, and copies."""
-    sizes = [c.batch * c.heads * c.q_len * c.k_len for c in calls if c.score_ops]
+    sizes = [call.score_numel for call in calls if call.score_ops and call.score_numel]
     if not sizes:
         return
     numel = np.where(facts.birth_row >= 0, facts.numel_of_rows(facts.birth_row), 0)

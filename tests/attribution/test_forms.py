@@ -235,3 +235,48 @@ def test_distances_that_choose_a_bias_are_no_mask() -> None:
     assert read_row(run)["mask_bytes"] == HEADS * TOKENS * TOKENS * FLOAT  # the bias alone
     integers = run.allocations.filter(pl.col("dtype") == "int64", pl.col("op").is_not_null())
     assert "attention_mask" not in integers["category"].to_list()
+
+
+# Gradients, and what stands beside the scores -----------------------------------------------------
+
+
+def subtract_maps(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Differential attention: half as many heads of values as of queries and keys."""
+    weights = (flip(q) @ flip(k).mT).softmax(-1).unflatten(1, (-1, 2))
+    values = torch.cat(flip(v).chunk(2, 1), -1)
+    mixed = (weights[:, :, 0] - 0.5 * weights[:, :, 1]) @ values
+    return flip(mixed).reshape_as(q)
+
+
+def decay_in_one_chunk(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The delta rule of a single chunk: its state is empty at first, and read by nobody after."""
+    q, k, v = flip(q), flip(k), flip(v)
+    rates = v.sigmoid().mean(-1).cumsum(-1)
+    decay = (rates.unsqueeze(-1) - rates.unsqueeze(-2)).tril().exp().tril()
+    state = torch.zeros(BATCH, HEADS, HEAD_DIM, HEAD_DIM)
+    out = q @ state + (q @ k.mT * decay) @ v
+    state = state * 0.9 + k.mT @ v
+    return flip(out)
+
+
+def bias_in_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    bias = q.mean((2, 3)).unsqueeze(-1) + k.mean((2, 3)).unsqueeze(-2)
+    queries, keys, values = (flip(t).flatten(0, 1) for t in (q, k, v))
+    bias = bias.repeat_interleave(HEADS, 0)
+    weights = torch.baddbmm(bias, queries, keys.mT).softmax(-1)
+    return flip((weights @ values).unflatten(0, (BATCH, HEADS)))
+
+
+@pytest.mark.parametrize("mix", [subtract_maps, decay_in_one_chunk, bias_in_product])
+def test_everything_as_large_as_scores_is_named_so(mix: Mix) -> None:
+    blocks = train(mix).allocations
+    size = pl.col("shape").list.eval(pl.element().product()).list.first()
+    large = blocks.filter(size >= SCORES // 2)
+    names = {"attention_scores", "softmax", "attention_mask"}
+    assert set(large["category"].cast(pl.String)) <= names, large["op", "category", "phase"]
+    small = blocks.filter(size == BATCH * TOKENS * WIDTH)
+    assert not names & set(small["category"].cast(pl.String)), small["op", "category", "phase"]
+
+
+def test_only_chunk_of_linear_attention_is_linear() -> None:
+    assert read_row(train(decay_in_one_chunk))["kind"] == "linear"
