@@ -48,7 +48,7 @@ def _mixes_tokens(facts: Facts, pair: Pair) -> bool:
 
 
 def _read_pair(facts: Facts, flow: Flow, pair: Pair) -> AttentionCall:
-    root = flow.find_pair(flow.pair_of[facts.rows_out(pair.firsts[0])[0]])
+    root = flow.find_pair(flow.pair_of[int(facts.producer_row[pair.seconds[0][1]])])
     path = _walk_path(facts, flow, pair, root)
     ops = sorted({*pair.firsts, *pair.between, *pair.beside, *(op for op, _ in pair.seconds)})
     named = [op for op in ops if op not in pair.beside]

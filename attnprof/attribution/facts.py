@@ -268,6 +268,16 @@ class Facts:
         result[self.events["storage"][freed]] = freed
         return result
 
+    def list_writing(self, is_forward: Bools) -> list[int]:
+        """Return those of some ops that make or change memory, in order."""
+        rows = np.flatnonzero(~self.is_input)
+        ops = self.row_op[rows]
+        writes = (self.born_by[self.storage[rows]] == ops) | self.mutates[self.code[ops]]
+        writing = np.zeros(self.count, np.bool_)
+        writing[ops[writes]] = True
+        result: list[int] = np.flatnonzero(writing & is_forward).tolist()
+        return result
+
     def rows_in(self, op: int) -> range:
         """Return the input rows of an op."""
         first = int(self.first_row[op])

@@ -10,13 +10,12 @@ logits) is not attention.
 
 from typing import Any
 
-import numpy as np
-
 from attnprof.attribution import axes
 from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, SIDES, TOKEN, Bits
 from attnprof.attribution.facts import Bools, Facts
 from attnprof.attribution.layouts import Factors, Layout, fold, unfold
 from attnprof.attribution.origins import Origin
+from attnprof.attribution.outer import OUTER_OPS, OuterProducts
 from attnprof.attribution.pairs import Pair, Pattern, has_clean_sides, pattern_of
 from attnprof.attribution.products import (
     CONVOLUTION,
@@ -56,8 +55,10 @@ class Flow:
         self._unfold_memo: dict[tuple[Any, ...], tuple[Factors, ...]] = {}
         self._view_memo: dict[tuple[Any, ...], Bits] = {}
         self._op_memo: dict[tuple[Any, ...], Bits] = {}
+        self._outer = OuterProducts(facts)
+        self._may_be_outer = [name in OUTER_OPS for name in facts.short_names]
         self._kind = [classify(name) for name in facts.short_names]
-        for op in self._writing_ops(is_forward):
+        for op in facts.list_writing(is_forward):
             self._visit(op)
 
     def pairs(self) -> list[Pair]:
@@ -139,16 +140,6 @@ class Flow:
         """Return how an output row was written, with folded dimensions unfolded, and its bits."""
         return self._layout.get(row) or (self._facts.signature_of(row), self.bits[row])
 
-    def _writing_ops(self, is_forward: Bools) -> list[int]:
-        facts = self._facts
-        rows = np.flatnonzero(~facts.is_input)
-        ops = facts.row_op[rows]
-        writes = (facts.born_by[facts.storage[rows]] == ops) | facts.mutates[facts.code[ops]]
-        writing = np.zeros(facts.count, np.bool_)
-        writing[ops[writes]] = True
-        result: list[int] = np.flatnonzero(writing & is_forward).tolist()
-        return result
-
     def _visit(self, op: int) -> None:
         facts = self._facts
         rows = facts.rows_in(op)
@@ -178,12 +169,24 @@ class Flow:
             self.origin[row] = origin
             self.bits[row] = self._bits_of_output(row, kind, rows, origins, bits)
         self._carry_pair(op, rows)
+        if self._may_be_outer[facts.code[op]]:
+            self._follow_outer(op, origins, bits)
         if min(origins, default=Origin.CONSTANT) is Origin.ACTIVATION and (
             is_outer_product(facts, op) and self.bits[out[0]][-2:] == (FEATURE, FEATURE)
         ):
             self._begin_pair(op, out[0], Pattern.STATE, set())
         for row in out:
             self._carry_layout(row, [r for r, o in zip(rows, origins, strict=True) if o == origin])
+
+    def _follow_outer(self, op: int, origins: list[Origin], bits: list[Bits]) -> None:
+        """Let the sum over features of queries times keys, all with all, be scores."""
+        self._outer.follow(op, bits, of_data=min(origins, default=0) == Origin.ACTIVATION)
+        if len(bits) == 1 and (found := self._outer.sum_up(op, bits[0])):
+            outer, marked = found
+            out = self._facts.rows_out(op)[0]
+            self.pair_of[out], self.bits[out] = len(self._pairs), marked
+            self._parent.append(len(self._pairs))
+            self._pairs.append(Pair(Pattern.SCORES, [outer.ops[0]], between=[*outer.ops[1:], op]))
 
     def _carry_layout(self, out: int, rows: list[int]) -> None:
         """Let an element-wise result be unfolded as its operand is."""
@@ -312,19 +315,10 @@ class Flow:
         return None if number is None else self.find_pair(number)
 
     def _has_both_sides(self, bits: Bits, pair: Pair) -> bool:
-        need = self._needed_sides(pair)
         have = 0
         for bit in bits:
             have |= bit & SIDES
-        return have & need == need
-
-    def _needed_sides(self, pair: Pair) -> int:
-        # A side of size 1 (one query when decoding) leaves no bit and is not asked for.
-        first = self.bits[self._facts.rows_out(pair.firsts[0])[0]]
-        need = 0
-        for bit in first[-2:]:
-            need |= bit & SIDES
-        return need
+        return have & pair.sides == pair.sides
 
     def _visit_product(self, op: int, at: int, origins: list[Origin], bits: list[Bits]) -> None:
         facts = self._facts
@@ -373,7 +367,7 @@ class Flow:
         every projection of the residual stream.
         """
         numbers = {n for row in rows if (n := self._pair_of_input(row)) is not None}
-        if all(self._needed_sides(self._pairs[n]) == SIDES for n in numbers):
+        if all(self._pairs[n].sides == SIDES for n in numbers):
             self._carry_pair(op, rows)
             return
         out = self._facts.rows_out(op)[0]
@@ -381,12 +375,13 @@ class Flow:
 
     def _begin_pair(self, op: int, out: int, pattern: Pattern, consumed: set[int]) -> None:
         number = len(self._pairs)
-        self._pairs.append(Pair(pattern, firsts=[op]))
         self._parent.append(number)
         bits, sizes = self.bits[out], self._facts.signature_of(out).shape
         left = bits[-2] | LEFT if sizes[-2] > 1 else 0
         right = bits[-1] | RIGHT if sizes[-1] > 1 else 0
         self.bits[out] = (*bits[:-2], left, right)
+        # A side of size 1 (one query when decoding) leaves no bit and is not asked for.
+        self._pairs.append(Pair(pattern, [op], sides=(left | right) & SIDES))
         if consumed:
             self._pairs[number].is_chain = True
             number = self._join(consumed | {number})

@@ -25,6 +25,8 @@ class Pair:
     pattern: Pattern
     firsts: list[int] = field(default_factory=list)
     """Ops that make scores (several where content and position scores are added)."""
+    sides: int = SIDES
+    """The sides that what is still a score has to keep."""
     seconds: list[tuple[int, int]] = field(default_factory=list)
     """(op, input row): the product that consumes them, and through which operand."""
     between: list[int] = field(default_factory=list)

@@ -125,6 +125,30 @@ def test_batch_of_learned_queries_is_no_heads() -> None:
     assert shape_of(read_row(tracer.run)) == (BATCH, HEADS, HEADS, 9, TOKENS)
 
 
+def test_products_of_all_with_all_summed_over_features_are_scores() -> None:
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        decay = torch.rand(TOKENS, TOKENS, 1)
+        products = flip(q).unsqueeze(-2) * flip(k).unsqueeze(-3) * decay
+        return flip(products.sum(-1).softmax(-1) @ flip(v))
+
+    run = train(mix)
+    row = read_row(run)
+    assert shape_of(row) == (BATCH, HEADS, HEADS, TOKENS, TOKENS)
+    assert (row["softmax_bytes"], row["saved_softmax_bytes"]) == (SCORES * FLOAT, SCORES * FLOAT)
+    size = pl.col("shape").list.eval(pl.element().product()).list.first()
+    large = run.allocations.filter(size >= SCORES * HEAD_DIM)
+    assert set(large["category"].cast(pl.String)) == {"attention_scores"}
+
+
+def test_features_gated_by_features_are_no_scores() -> None:
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        gates = (q * k).sum(-1, keepdim=True)
+        pairs = q.unsqueeze(-1) * k.unsqueeze(-2)  # of the same token
+        return gates * v + pairs.sum(-1)
+
+    assert train(mix).layers().is_empty()
+
+
 # Kinds: how much of the sequence the queries meet -------------------------------------------------
 
 
