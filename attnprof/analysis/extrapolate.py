@@ -101,8 +101,17 @@ class Extrapolation:
         return Law(c0, c1, c2, self.seq_lens[0], self.seq_lens[-1], max_relative_error=0.0)
 
     def blocks_at(self, seq_len: int) -> pl.DataFrame:
-        """Return the blocks as they would be at a length, in the order of allocation."""
+        """Return the blocks as they would be at a length, in the order of allocation.
+
+        Raises:
+            ValueError: Together they would have 2^63 bytes or more, which cannot be counted.
+        """
         exact = self._laws @ _powers_of(seq_len)
+        if exact.clip(0).sum() >= 2**63:
+            raise ValueError(
+                f"at n = {seq_len} the blocks add up to 2^63 bytes or more, which cannot be "
+                "counted; give a shorter length"
+            )
         requested = np.maximum(np.rint(exact), 0).astype(np.int64)
         size = -(-requested // self._rounding) * self._rounding
         return self._blocks.with_columns(size_bytes=size, requested_bytes=requested)

@@ -1,6 +1,6 @@
 """The peak: the instant with most bytes live, and what was live then."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
@@ -56,7 +56,7 @@ class Peak:
     """The op whose result made the peak; None if no op was seen making it."""
     time_ns: int
     """On the clock of ``start_ns`` in `allocations`."""
-    allocations: pl.DataFrame
+    allocations: pl.DataFrame = field(repr=False)
     """What was live, largest first; the columns are those of `Run.allocations`."""
 
     def by_category(self) -> dict[str, int]:
@@ -93,7 +93,7 @@ def find_peak(
         phase: Only instants at which this phase allocated something.
 
     Raises:
-        ValueError: The device, step or phase does not occur in the run.
+        ValueError: The run has no such device or step, or no such phase in it.
     """
     device = choose_device(allocations, device)
     replayed = replay(allocations, device)
@@ -104,8 +104,10 @@ def find_peak(
         _require(bool(eligible.any()), "step", step, allocations["step"].unique().sort().to_list())
     if phase is not None:
         phases = frame["phase"].cast(pl.String)
+        known = sorted(phases.filter(eligible).unique().to_list())
         eligible &= (phases == phase).to_numpy()
-        _require(bool(eligible.any()), "phase", phase, sorted(phases.unique().to_list()))
+        where = "the run" if step is None else f"step {step}"
+        _require(bool(eligible.any()), "phase", phase, known, where=where)
     if not len(frame):
         return Peak(device, 0, 0, Phase.OUTSIDE.value, "", None, 0, frame.drop("start", "end"))
     at = int(np.argmax(np.where(eligible, live, -1)))
@@ -140,7 +142,9 @@ def choose_device(allocations: pl.DataFrame, device: str | None) -> str:
     return max(gpus, key=lambda name: (found[name], name)) if gpus else "cpu"
 
 
-def _require(ok: bool, what: str, got: object, known: list[object] | list[str]) -> None:
+def _require(
+    ok: bool, what: str, got: object, known: list[object] | list[str], *, where: str = "the run"
+) -> None:
     if not ok:
         choices = ", ".join(str(k) for k in known[:12]) + (", …" if len(known) > 12 else "")
-        raise ValueError(f"the run has no {what} {got!r}; it has: {choices or 'none'}")
+        raise ValueError(f"{where} has no {what} {got!r}; it has: {choices or 'none'}")

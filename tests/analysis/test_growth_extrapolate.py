@@ -119,6 +119,15 @@ def test_extrapolation_grows_with_length(program: list[Block], n: int, more: int
     assert found.predict(n).peak_bytes <= found.predict(n + more).peak_bytes
 
 
+@pytest.mark.parametrize("n", [2**40, 10**30])
+def test_extrapolation_refuses_more_bytes_than_can_be_counted(n: int) -> None:
+    program = extrapolate({n: make_run(n, MOVING) for n in (64, 128, 256)})
+    assert program is not None
+    assert program.predict(2**29).peak_bytes == 10_000 + 4 * 2 * 4**29
+    with pytest.raises(ValueError, match=rf"at n = {n} .* give a shorter length"):
+        program.predict(n)
+
+
 def test_extrapolation_rounds_as_the_allocator_does() -> None:
     runs = {n: make_run(n, MOVING, device="cuda:0", rounding=512) for n in (100, 150, 250)}
     program = extrapolate(runs)

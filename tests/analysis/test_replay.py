@@ -51,6 +51,14 @@ def count_live(allocations: pl.DataFrame, event: int) -> int:
     return int(held["size_bytes"].sum())
 
 
+def test_peak_of_a_phase_that_a_step_lacks_names_those_it_has() -> None:
+    blocks = make_allocations([(0, 1, 8), (2, 3, 8)]).with_columns(
+        step=pl.Series([0, 1]), phase=pl.Series(["prefill", "decode"])
+    )
+    with pytest.raises(ValueError, match="step 0 has no phase 'decode'; it has: prefill$"):
+        find_peak(blocks, step=0, phase="decode")
+
+
 @given(allocation_tables())
 def test_peak_is_the_highest_instant(allocations: pl.DataFrame) -> None:
     peak = find_peak(allocations)
