@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from attnprof.errors import CommandError
-
 
 def what_if(
     run: Annotated[
@@ -71,7 +69,6 @@ def what_if(
     from attnprof.run import load
     from attnprof.units import parse_length
 
-    _refuse_sweep(run)
     length = None if seq_len is None else parse_length(seq_len)
     options = Options(kv_heads=heads, latent_dim=latent_dim, batch=batch, seq_len=length)
     with working("replaying the run …"):
@@ -96,16 +93,3 @@ def what_if(
     else:
         print_report(report)
     return 0
-
-
-def _refuse_sweep(path: Path) -> None:
-    """Raise if the directory holds the runs of a sweep: one of them is to be chosen."""
-    from attnprof.store.lengths import GROWTH_FILE, read_growth
-
-    if not (path / GROWTH_FILE).is_file():
-        return
-    runs = [length.path for length in read_growth(path).lengths if length.path is not None]
-    example = f", such as {runs[-1]}" if runs else ""
-    raise CommandError(
-        f"{path} holds a sweep, and changes are replayed in one run; give one of its runs{example}"
-    )

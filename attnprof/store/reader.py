@@ -100,6 +100,17 @@ def _is_writer_alive(writer: Any) -> bool:
         return False
 
 
+def _tell_what_is_there(path: Path) -> str:
+    """Return why a directory is no run, and which runs lie in it: a sweep's, or a demo's."""
+    if not path.exists():
+        return f"no such directory; {_READ_FIRST}"
+    runs = sorted(found.parent for found in path.glob(f"*/{RUN_FILE}"))
+    if not runs:
+        return f"it has no {RUN_FILE}; {_READ_FIRST}"
+    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    return f"it holds {count}; give one of them, such as {runs[-1]}"
+
+
 def open_run(path: str | Path) -> StoredRun:
     """Open the run in ``path``.
 
@@ -113,8 +124,7 @@ def open_run(path: str | Path) -> StoredRun:
         version = info["schema_version"]
         Status(info["status"] if version == SCHEMA_VERSION else Status.RECORDING)
     except FileNotFoundError:
-        what = "no such directory" if not path.exists() else f"it has no {RUN_FILE}"
-        raise RunFormatError(f"no run at {path}: {what}; {_READ_FIRST}") from None
+        raise RunFormatError(f"no run at {path}: {_tell_what_is_there(path)}") from None
     except NotADirectoryError:
         raise RunFormatError(f"no run at {path}: it is a file; {_READ_FIRST}") from None
     except OSError as error:

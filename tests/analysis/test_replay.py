@@ -55,7 +55,7 @@ def test_peak_of_a_phase_that_a_step_lacks_names_those_it_has() -> None:
     blocks = make_allocations([(0, 1, 8), (2, 3, 8)]).with_columns(
         step=pl.Series([0, 1]), phase=pl.Series(["prefill", "decode"])
     )
-    with pytest.raises(ValueError, match="step 0 has no phase 'decode'; it has: prefill$"):
+    with pytest.raises(ValueError, match=r"step 0 has no phase 'decode'; it has: prefill$"):
         find_peak(blocks, step=0, phase="decode")
 
 

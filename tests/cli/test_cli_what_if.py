@@ -1,13 +1,13 @@
 """``attnprof what-if``: all changes, one, or several; one line where that cannot be."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from attnprof.cli import main
-from attnprof.store.lengths import StoredGrowth, write_growth
 
 
 def run_main(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -88,11 +88,17 @@ def test_what_if_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert err.count("\n") == 1
 
 
-def test_what_if_of_a_sweep_names_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_growth(tmp_path, StoredGrowth("train.py:make_step", {}, ()))
+def test_what_if_of_a_folder_of_runs_names_one(
+    recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(recorded / "run", tmp_path / name)
     code, out, err = run_main(capsys, "what-if", tmp_path)
     assert (code, out) == (2, "")
-    assert err.startswith(f"attnprof: {tmp_path} holds a sweep, ")
+    assert err == (
+        f"attnprof: no run at {tmp_path}: it holds 2 runs; give one of them, such as "
+        f"{tmp_path / 'b'}\n"
+    )
 
 
 def test_what_if_reads_lengths_as_other_commands_do(
