@@ -1,9 +1,14 @@
 """``attnprof compare``: two runs, each at its own peak, and what makes the difference."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from attnprof.errors import CommandError
+
+if TYPE_CHECKING:
+    from attnprof.analysis.peak import Peak
 
 
 def compare(
@@ -31,10 +36,9 @@ def compare(
     """
     from attnprof.cli.console import print_report, working
     from attnprof.report.compare import compare_peaks
-    from attnprof.run import load
 
     with working("reading the runs …"):
-        peaks = [load(path).peak() for path in (first, second)]
+        peaks = [_find_peak(path) for path in (first, second)]
         changes = compare_peaks(*peaks)
     before, after = (peak.total_bytes for peak in peaks)
     if as_json:
@@ -62,3 +66,25 @@ def compare(
 
         print_report(render_changes(changes, first=str(first), second=str(second)))
     return int(after > before * (1 + allow / 100))
+
+
+def _find_peak(path: Path) -> "Peak":
+    """Return a run's peak; say on stderr if the run did not get to its end.
+
+    Raises:
+        CommandError: Nothing was recorded, so a comparison would call it the smaller one.
+    """
+    from attnprof.cli.console import say
+    from attnprof.run import load
+    from attnprof.vocabulary import Status
+
+    run = load(path)
+    peak = run.peak()
+    if not peak.total_bytes:
+        raise CommandError(
+            f"nothing was recorded in {path}, which ended {run.status.value}; give a run that has "
+            "a peak"
+        )
+    if run.status is not Status.COMPLETED:
+        say(f"{path} is {run.status.value}; its peak is that of what ran until then")
+    return peak

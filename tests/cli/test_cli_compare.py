@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
+import torch
 from cli_calls import TRAINING, call
 
 import attnprof
+from attnprof.cli import main
 
 
 def record_longer(folder: Path) -> Path:
@@ -33,6 +36,31 @@ def test_compare_of_a_run_with_itself_is_no_difference(recorded: Path) -> None:
     ended = call("compare", "run", "run", cwd=recorded)
     assert ended.code == 0
     assert "total" in ended.out
+
+
+def test_compare_does_not_call_a_run_without_a_peak_the_smaller_one(
+    recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ImportError), attnprof.trace(tmp_path / "died"):
+        raise ImportError
+    assert main(["compare", str(recorded / "run"), str(tmp_path / "died")]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        f"attnprof: nothing was recorded in {tmp_path / 'died'}, which ended failed; "
+        "give a run that has a peak\n"
+    )
+
+
+def test_compare_says_that_a_run_did_not_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ZeroDivisionError), attnprof.trace(tmp_path / "died"):
+        torch.ones(256).sum() / (1 // 0)
+    assert main(["compare", str(tmp_path / "died"), str(tmp_path / "died")]) == 0
+    assert f"{tmp_path / 'died'} is failed; its peak is that of what ran until" in (
+        capsys.readouterr().err
+    )
 
 
 def test_compare_needs_runs(tmp_path: Path) -> None:
