@@ -155,6 +155,11 @@ def _dry_run(
             )
             with working(f"running dry at n = {seq_len} …"):
                 run = dry_run(workload, seq_len, target=machine.target, directory=out)
+            if run.allocations.is_empty():  # and 0 bytes would fit anywhere
+                raise CommandError(
+                    "the workload makes no tensors; see that the function that make_step returns "
+                    "runs the model"
+                )
         except KeyboardInterrupt:
             return fail("interrupted", INTERRUPTED)
         except BaseException as error:

@@ -63,6 +63,11 @@ def _describe_ignorance(summary: GrowthSummary) -> str:
         )
     if not summary.points:
         return "No length was run, so how memory grows is not known"
+    if any(point.is_done for point in summary.points):
+        return (
+            "Nothing was recorded: the workload makes no tensors; see that the function that "
+            "make_step returns runs the model"
+        )
     first = summary.points[0]
     ended = first.status.replace("_", " ")
     reason = f" ({first.reason})" if first.reason else ""

@@ -101,13 +101,6 @@ def find_horizon(run: Run, other: Run, machine: Machine) -> Horizon:
         int(each.info["workload"]["seq_len"]): keep_blocks(each.attribution.allocations)
         for each in (run, other)
     }
-    if all(frame.is_empty() for frame in blocks.values()):
-        return Horizon(
-            None,
-            None,
-            "the workload makes no tensors; see that the function that make_step returns runs "
-            "the model",
-        )
     program = extrapolate(blocks)
     if program is None:
         lengths = " and ".join(f"n = {n:,}" for n in sorted(blocks))

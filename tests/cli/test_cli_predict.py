@@ -124,7 +124,8 @@ def test_predict_of_a_step_that_does_nothing_says_so(tmp_path: Path) -> None:
     (tmp_path / "idle.py").write_text("def make_step(seq_len, device):\n    return lambda: None\n")
     ended = call("predict", "idle.py:make_step", "--seq-len", "8", "--device", "H200",
                  cwd=tmp_path)  # fmt: skip
-    assert "No wall is known: the workload makes no tensors; see that" in ended.out
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("attnprof: the workload makes no tensors; see that the function ")
 
 
 def test_predict_without_a_second_length_says_why_there_is_no_wall(tmp_path: Path) -> None:

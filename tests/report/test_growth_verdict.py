@@ -50,6 +50,11 @@ def test_verdict_says_which_power(law: Law, said: str) -> None:
     assert f"Peak memory {said}" in write_growth_verdict(summarise(points))
 
 
+def test_verdict_of_a_workload_without_tensors_does_not_call_it_unfinished() -> None:
+    summary = GrowthSummary("make_step", None, (Point(4, "measured", "completed"),))
+    assert write_growth_verdict(summary).startswith("Nothing was recorded: the workload makes no")
+
+
 def test_verdict_of_dry_runs_says_so() -> None:
     points = make_points((256, 512, 1024), source="dry_run")
     assert write_growth_verdict(summarise(points)).startswith("By dry runs, peak memory grows")
