@@ -188,9 +188,9 @@ def write_transient_sentence(summary: CacheSummary) -> str:
 
 
 def pick_forwards(growth: pl.DataFrame, most: int = _FORWARDS_SHOWN) -> pl.DataFrame:
-    """Return the first of `CacheSummary.growth`, the last, and some in between."""
+    """Return the first of `CacheSummary.growth`, the last, and some in between; all of a few."""
     count = len(growth)
-    if count <= most:
+    if count <= most + 2:  # so few are not worth leaving out
         return growth
     return growth[[round(i * (count - 1) / (most - 1)) for i in range(most)]]
 

@@ -19,6 +19,7 @@ from attnprof.report.cache_summary import (
 from attnprof.report.cache_text import list_cache_tables
 from attnprof.report.tables import Column, FittedTable
 from attnprof.report.text import heading
+from attnprof.report.verdict import format_share
 from attnprof.theory.devices import Device
 from attnprof.units import format_bytes, format_length
 
@@ -80,8 +81,8 @@ def _render_forms(layers: Sequence[LayerCache]) -> RenderableType | None:
         [
             Text(form.name),
             format_bytes(form.held_bytes),
-            f"{form.held_bytes / held:.0%}",
-            f"{form.bytes_per_token:g} B",
+            format_share(form.held_bytes, held),
+            format_bytes(round(form.bytes_per_token)),
             Text(form.how),
         ]
         for form in forms
@@ -98,7 +99,7 @@ def _render_forms(layers: Sequence[LayerCache]) -> RenderableType | None:
 
 def _render_fit(layers: Sequence[LayerCache], room_bytes: int) -> RenderableType:
     rows: list[list[RenderableType]] = [
-        [format_length(fit.tokens), str(fit.sequences), format_bytes(fit.sequence_bytes)]
+        [format_length(fit.tokens), f"{fit.sequences:,}", format_bytes(fit.sequence_bytes)]
         for fit in list_fits(layers, room_bytes=room_bytes)
     ]
     if not rows:
