@@ -109,6 +109,9 @@ def test_saved_page_has_whole_tables(client: FlaskClient) -> None:
 
 def test_sweep_is_no_run_and_says_so(client: FlaskClient) -> None:
     assert "it is a sweep" in show(client, find_page("overview"), run="sweep")
+    by_run = show(client, find_page("growth"), run="sweep")
+    assert by_run == show(client, find_page("growth"), sweep="sweep")
+    assert "grows with" in by_run
     assert "sweep is a sweep; choose a run." in show(
         client, find_page("compare"), run="decode", other="sweep"
     )
@@ -200,6 +203,12 @@ def test_comparison_is_there_for_programs(client: FlaskClient, runs: Path) -> No
 @pytest.mark.parametrize("address", ["none.html", "overview/none.csv", "none/none.csv"])
 def test_unknown_file_is_not_found(client: FlaskClient, address: str) -> None:
     assert client.get(f"/export/{address}", headers=HOST).status_code == 404
+
+
+def test_overview_of_nothing_draws_nothing(client: FlaskClient) -> None:
+    page = show(client, find_page("overview"), run="failed")
+    assert "Nothing was recorded" in page
+    assert "sums to the peak" not in page
 
 
 def test_what_ended_a_run_is_shown_as_text(client: FlaskClient) -> None:

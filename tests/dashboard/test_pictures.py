@@ -8,6 +8,8 @@ import polars as pl
 import pytest
 
 from attnprof.palette import COLOURS, LESS, MORE, SERIES
+from attnprof.units import format_bytes
+from attnprof_dashboard.components.tables import show_value
 from attnprof_dashboard.data.timeline_index import Window
 from attnprof_dashboard.figures.bars import draw_waterfall
 from attnprof_dashboard.figures.blocks import STATES, draw_raster, find_states
@@ -15,6 +17,7 @@ from attnprof_dashboard.figures.growth import draw_growth, draw_law
 from attnprof_dashboard.figures.layers import draw_own_peaks, shorten
 from attnprof_dashboard.figures.timeline import Marks, draw_timeline
 from attnprof_dashboard.pages.kv_cache import draw_blocks, draw_rasters
+from attnprof_dashboard.table import Unit
 
 SECOND = 10**9
 
@@ -48,6 +51,25 @@ def test_text_of_the_peak_stays_inside(at: float, anchor: str) -> None:
     figure = draw_timeline(window, Marks(0, peak=(round(at * SECOND), 3)), scheme="light")
     assert [a.xanchor for a in figure.layout.annotations if a.text == "peak 3 B"] == [anchor]
     assert figure.layout.yaxis.range[1] >= 1.09 * 3
+
+
+def test_pointer_on_a_timeline_shows_each_size_in_its_own_unit() -> None:
+    small, large = np.array([4, 0]), np.array([3 * 2**30, 2**20])
+    by_category = {"inputs": small, "softmax": large}
+    window = Window(np.arange(2), np.array([0, SECOND]), small + large, by_category)
+    figure = draw_timeline(window, Marks(0), scheme="light")
+    texts = {trace.name: list(trace.text) for trace in figure.data}
+    assert texts["inputs"] == ["4 B", "0 B"]
+    assert texts["softmax"] == ["3.00 GiB", "1.0 MiB"]
+    assert texts["total"] == [format_bytes(4 + 3 * 2**30), "1.0 MiB"]
+    assert {trace.hovertemplate for trace in figure.data} == {"%{text}", "<b>%{text}</b>"}
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"), [(0.5, "50.0 %"), (1e-4, "<0.1 %"), (0.0, "0 %"), (2e-16, "0 %")]
+)
+def test_small_shares_are_not_shown_as_none(share: float, shown: str) -> None:
+    assert show_value(Unit.SHARE, share) == shown
 
 
 def make_point(n: int, source: str) -> dict[str, Any]:

@@ -81,11 +81,17 @@ def show_value(unit: Unit, value: Any) -> str:
     return shown(value) if shown is not None else str(value)
 
 
+def _show_share(value: float) -> str:
+    if abs(value) < 0.0005:
+        return "0 %" if abs(value) < 1e-9 else "<0.1 %"  # nothing but rounding, or little
+    return f"{100 * value:.1f} %"
+
+
 _SHOWN: dict[Unit, Callable[[Any], str]] = {
     Unit.BYTES: format_bytes,
     Unit.COUNT: lambda value: f"{value:,}",
     Unit.SECONDS: lambda value: f"{value:.6f} s",
-    Unit.SHARE: lambda value: f"{100 * value:.1f} %",
+    Unit.SHARE: _show_share,
     Unit.BOOL: lambda value: "yes" if value else "no",
 }
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import plotly.graph_objects as go
 
 from attnprof.palette import COLOURS, colour_of, stack_order
 from attnprof.report.drawing import find_ticks
 from attnprof.units import format_bytes
 from attnprof_dashboard.data.live_device import Instant
-from attnprof_dashboard.figures.theme import choose_unit, new_figure
+from attnprof_dashboard.figures.theme import choose_unit, new_figure, spell_sizes
 
 _OTHER_COLOUR = "#8f9be3"
 """Of what the program says nothing about: mostly activations."""
@@ -30,26 +31,30 @@ def draw_live(
     top = max((instant.total_bytes for instant in instants), default=1)
     if peak is not None:
         top = max(top, peak.total_bytes)
-    unit, word = choose_unit(max(top, 1))
+    unit, _ = choose_unit(max(top, 1))
     names = sorted({name for i in instants for name, size in i.by_role if size}, key=stack_order)
     for name in names:
+        sizes = np.array([dict(instant.by_role).get(name, 0) for instant in instants], np.int64)
         figure.add_scatter(
             x=seconds,
-            y=[dict(instant.by_role).get(name, 0) / unit for instant in instants],
+            y=sizes / unit,
             name=name.replace("_", " "),
             mode="lines",
             stackgroup="live",
             line={"shape": "hv", "width": 0},
             fillcolor=colour_of(name) if name in COLOURS else _OTHER_COLOUR,
-            hovertemplate=f"%{{y:,.4~g}} {word}",
+            text=spell_sizes(sizes),
+            hovertemplate="%{text}",
         )
+    totals = np.array([instant.total_bytes for instant in instants], np.int64)
     figure.add_scatter(
         x=seconds,
-        y=[instant.total_bytes / unit for instant in instants],
+        y=totals / unit,
         name="total",
         mode="lines",
         line={"shape": "hv", "width": 1.3},
-        hovertemplate=f"<b>%{{y:,.4~f}} {word}</b>",
+        text=spell_sizes(totals),
+        hovertemplate="<b>%{text}</b>",
     )
     if peak is not None:
         figure.add_hline(

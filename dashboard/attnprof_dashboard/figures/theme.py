@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
+from attnprof.units import format_bytes
 from attnprof.vocabulary import Phase
 
 FONT = (
@@ -103,3 +105,10 @@ def choose_unit(largest_bytes: int) -> tuple[int, str]:
     """Return the binary unit in which sizes up to the largest are read: bytes in it, its name."""
     units = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
     return next((unit for unit in units if largest_bytes >= unit[0]), (1, "B"))
+
+
+def spell_sizes(sizes: np.ndarray) -> list[str]:
+    """Return each size in bytes as text, for what a pointer shows; equal ones are written once."""
+    distinct, places = np.unique(sizes, return_inverse=True)
+    words = [format_bytes(size) for size in distinct.tolist()]
+    return [words[place] for place in places.tolist()]

@@ -10,7 +10,7 @@ from attnprof.palette import colour_of, stack_order
 from attnprof.report.drawing import find_ticks
 from attnprof.units import format_bytes
 from attnprof_dashboard.data.timeline_index import Window
-from attnprof_dashboard.figures.theme import PHASE_COLOURS, choose_unit, new_figure
+from attnprof_dashboard.figures.theme import PHASE_COLOURS, choose_unit, new_figure, spell_sizes
 
 MOST_SPANS = 160
 """More stretches of phases than this are not told apart in one picture."""
@@ -67,7 +67,7 @@ def draw_timeline(
     outline = window.by_category.get(only, window.total_bytes) if only else window.total_bytes
     lines = [line for line in marks.lines if line.size_bytes <= 2 * int(outline.max(initial=0))]
     top = max([int(outline.max(initial=0)), *(line.size_bytes for line in lines), 1])
-    unit, word = choose_unit(top)
+    unit, _ = choose_unit(top)
     for name in sorted(shown, key=stack_order):
         figure.add_scatter(
             x=seconds,
@@ -77,7 +77,8 @@ def draw_timeline(
             stackgroup="live",
             line={"shape": "hv", "width": 0},
             fillcolor=colour_of(name),
-            hovertemplate=f"%{{y:,.4~g}} {word}",
+            text=spell_sizes(shown[name]),
+            hovertemplate="%{text}",
         )
     figure.add_scatter(
         x=seconds,
@@ -86,7 +87,8 @@ def draw_timeline(
         mode="lines",
         customdata=window.event.tolist(),  # clicks do not get at what is in an encoded array
         line={"shape": "hv", "width": 1.3},
-        hovertemplate=f"<b>%{{y:,.4~f}} {word}</b>",
+        text=spell_sizes(outline),
+        hovertemplate="<b>%{text}</b>",
     )
     begin, end = (float(seconds[0]), float(seconds[-1])) if len(seconds) else (0.0, 1.0)
     _mark(figure, marks, unit)

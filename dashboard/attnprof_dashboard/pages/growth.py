@@ -334,4 +334,6 @@ def _name_law(law: Mapping[str, Any]) -> list[Any]:
     return [label_category(law["category"]), html.B(power), html.Br(), law["layer"], times]
 
 
-PAGE = Page("growth", "Growth", "By which law, and where is the wall", layout, charts)
+PAGE = Page(
+    "growth", "Growth", "By which law, and where is the wall", layout, charts, takes_sweeps=True
+)

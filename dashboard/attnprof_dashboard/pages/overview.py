@@ -27,7 +27,9 @@ OUTSIDE = "(no module)"
 
 
 def layout(subject: Subject) -> Component:
-    """Return the page."""
+    """Return the page; nothing where nothing was recorded, which every page says at its top."""
+    if not subject.summary["peak"]["total_bytes"]:
+        return html.Div()
     found = charts(subject)
     cards = {chart.key: chart_card(chart, "overview") for chart in found[2:]}
     legend = show_legend(subject.device.facts["categories"], subject.device.phases)

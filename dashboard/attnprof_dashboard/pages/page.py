@@ -1,7 +1,7 @@
 """What a page is, and what every page does before its own part begins."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 import dash_mantine_components as dmc
@@ -13,7 +13,7 @@ from attnprof.vocabulary import Status
 from attnprof_dashboard import ids, state
 from attnprof_dashboard.chart import Chart
 from attnprof_dashboard.components.cards import message, page_tools
-from attnprof_dashboard.data.catalog import DELETED, Entry
+from attnprof_dashboard.data.catalog import DELETED, Entry, Kind
 from attnprof_dashboard.data.digest import DeviceDigest, Digest
 from attnprof_dashboard.view import View
 
@@ -75,6 +75,8 @@ class Page:
     """Else it takes a `Glance`, and shows runs before they were read."""
     devices: Callable[[Subject], tuple[str, list[str]]] = field(default=_name_devices)
     """Returns the device that is shown, and those that can be chosen."""
+    takes_sweeps: bool = False
+    """A sweep that is given in a run's place is shown."""
     draws_itself: bool = False
     """Its own callbacks bring it up to date; else all of it is drawn anew for another view."""
 
@@ -118,6 +120,9 @@ def _miss(view: View) -> Missing:
 
 def open_for(page: Page, view: View, *, is_fresh: bool = True) -> Subject | Missing:
     """Return what a page takes of the run that a view speaks of."""
+    entry = state.current().catalog.find(view.run) if page.takes_sweeps and view.run else None
+    if entry is not None and entry.kind is Kind.SWEEP:
+        view = replace(view, run="", sweep=entry.key)
     if page.needs_digest:
         return open_subject(view, is_fresh=is_fresh)
     return cast(Subject | Missing, glance_at(view))  # it uses no more of it than a Glance has
@@ -142,7 +147,7 @@ def render(page: Page, query: dict[str, Any]) -> Component:
         named = {} if page.draws_itself else {"id": ids.BODY}
         body = [*warnings, html.Div(page.layout(subject), className="body", **named)]
         device, devices = page.devices(subject)
-        data = {**asdict(view), "page": page.name, "run": subject.entry.key}
+        data = {**asdict(subject.view), "page": page.name, "run": subject.entry.key}
         data |= {"device": device, "devices": devices}
     head = html.Div([html.H1(page.title), page_tools(page.name)], className="page-head")
     stores = [
