@@ -28,6 +28,7 @@ from attnprof.report.text import (
     describe_run,
     find_environment,
     format_shape,
+    has_layers,
     pick_steps,
 )
 from attnprof.report.verdict import format_share
@@ -44,13 +45,13 @@ def render_html(summary: Summary) -> str:
     drawing = draw_summary(summary)
     status = summary.run.status
     sections = [
-        _section_tiles(summary),
+        _section_tiles(summary) if summary.peak.total_bytes else "",
         _section_categories(summary),
         make_timeline(summary, drawing),
         _section_holders(summary),
         make_allocator(summary.allocator),
         _section_advice(summary.advice),
-        "" if summary.run.is_imported else _section_layers(summary.layers),
+        _section_layers(summary.layers) if has_layers(summary) else "",
         make_cache(summary.cache),
         _section_steps(summary),
         make_notes(summary.notes),

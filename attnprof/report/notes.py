@@ -26,8 +26,10 @@ class Note:
 
 
 def collect_notes(run: Run, peak: Peak) -> list[Note]:
-    """Return the remarks on a report; what is unattributed and inferred is always among them."""
-    notes = [_note_status(run), _note_unattributed(peak), _note_inferred(peak)]
+    """Return the remarks on a report; with a peak, always what is unattributed and inferred."""
+    notes = [_note_status(run)]
+    if peak.total_bytes:
+        notes += [_note_unattributed(peak), _note_inferred(peak)]
     if run.has_lost_commits:
         notes.append(
             Note(

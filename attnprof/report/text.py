@@ -40,7 +40,7 @@ def render_text(summary: Summary) -> RenderableType:
         ("Out of memory", render_failure(summary.allocator)),
         ("Reserved memory", render_state(summary.allocator)),
         ("What would lower it", render_advice(summary.advice)),
-        ("Attention layers", None if summary.run.is_imported else _render_layers(summary.layers)),
+        ("Attention layers", _render_layers(summary.layers) if has_layers(summary) else None),
         ("KV cache", None if summary.cache is None else render_cache(summary.cache)),
         ("Steps", _render_steps(summary)),
         ("How far to trust this", render_notes(summary.notes)),
@@ -48,6 +48,11 @@ def render_text(summary: Summary) -> RenderableType:
         if body is not None:
             parts += [Text(), heading(title), Padding(body, (0, 0, 0, 2))]
     return Group(*parts)
+
+
+def has_layers(summary: Summary) -> bool:
+    """Return whether attention would have been found: a snapshot has no ops to find it by."""
+    return bool(summary.peak.total_bytes) and not summary.run.is_imported
 
 
 def heading(title: str) -> Text:

@@ -8,6 +8,7 @@ from cli_calls import Ended, call
 
 import attnprof
 from attnprof.cli import main
+from attnprof.cli.demo_report import write_sentence
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +51,22 @@ def test_demo_says_it_all(demo: tuple[Path, Ended]) -> None:
     out, err = demo[1].out, demo[1].err
     assert err == ""
     for text in (
-        "MATERIALISED", "FUSED", "WHAT FUSED ATTENTION SAVES", "Fused attention lowers the peak",
+        "MATERIALISED", "FUSED", "WHAT FUSED ATTENTION SAVES", "Fused attention ",
         "predicted from the materialised run alone", "The prediction is off by",
     ):  # fmt: skip
         assert text in out
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (4096, 1024, "Fused attention lowers the peak from 4.0 KiB to 1.0 KiB: it saves 3.0 KiB"),
+        (1024, 1024, "Fused attention saves nothing here: "),
+        (1024, 1280, "from 1.0 KiB to 1.2 KiB, 256 B (25 %) more. "),
+    ],
+)
+def test_demo_says_so_if_nothing_is_saved(before: int, after: int, said: str) -> None:
+    assert said in write_sentence(before, after)
 
 
 def test_demo_refuses_what_memory_cannot_hold(

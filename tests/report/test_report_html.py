@@ -94,6 +94,8 @@ def test_html_of_an_empty_run_is_a_page(summary: Summary, real_run: Run) -> None
     )
     page = render_html(empty)
     assert "Nothing was recorded." in page
+    assert "Attention layers" not in page  # whether there are any is not known
+    assert "unattributed: " not in page
     assert "<svg" not in page
 
 
