@@ -243,8 +243,7 @@ def fit_exponent(seq_lens: Sequence[int], sizes: Sequence[int], law: Law) -> Exp
         return Exponent(0.0, (0.0, 0.0) if len(n) > 2 else None)
     power = _fit_power_below(law, seq_lens, sizes)
     if power is not None:
-        reach = _reach(power.freedom) * power.deviation
-        return Exponent(power.exponent, (power.exponent - reach, power.exponent + reach))
+        return Exponent(power.exponent, power.interval)
     constant = law.constant if len(n) > 2 else 0.0  # two points cannot tell a constant
     kept = y - constant > _NEGLIGIBLE_GROWTH * y
     if kept.sum() < 2:
@@ -260,22 +259,17 @@ def fit_exponent(seq_lens: Sequence[int], sizes: Sequence[int], law: Law) -> Exp
         return Exponent(slope, None)
     residual = z - z_mean - slope * (x - x_mean)
     error = float(np.sqrt(weight @ residual**2 / freedom / spread))
-    reach = _reach(freedom) * error
-    return Exponent(slope, (slope - reach, slope + reach))
-
-
-def _reach(freedom: int) -> float:
-    """Return how many standard errors the interval reaches to either side."""
     from scipy.special import stdtrit  # Student's t; scipy.stats takes a second to import
 
-    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+    reach = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
+    return Exponent(slope, (slope - reach, slope + reach))
 
 
 def _fit_power_below(law: Law, seq_lens: Sequence[int], sizes: Sequence[int]) -> Power | None:
     """Return the power law under 1 by which bytes grow, if it explains them far better."""
     if law.quadratic or law.max_relative_error <= _CLOSE:
         return None
-    power = fit_power(seq_lens, sizes)
+    power = fit_power(seq_lens, sizes, confidence=CONFIDENCE)
     times = _TIMES_CLOSER if law.max_relative_error <= _BREAK_ABOVE else _TIMES_CLOSER_IF_BAD
     if power is None or times * power.max_relative_error > law.max_relative_error:
         return None
