@@ -14,6 +14,9 @@ from attnprof.vocabulary import AttentionKind, Category, Phase
 
 _COPIES = frozenset({"clone", "_to_copy", "copy"})
 """Ops whose result is nothing but the values of their operand."""
+_KERNEL_DIMS = 4
+"""Kernels read (B, H, T, D), with any strides."""
+_INVERSIONS = frozenset({"bitwise_not", "logical_not"})
 _SCALINGS = frozenset({"mul", "div"})
 """With a scalar: kernels scale Q·Kᵀ themselves."""
 _LSE_BYTES = 4
@@ -28,8 +31,8 @@ def fuse_attention(scene: Scene, table: Table, options: Options) -> Rewrite:
 
     - Scores and softmax results of materialised layers never exist. Where backward needs a softmax
       result, its log-sum-exp is kept: B·H·Tq floats.
-    - A mask made from constants is taken for the causal one and vanishes. One made from the batch
-      stays; where it was boolean, the kernel's float copy of it is kept per call.
+    - A mask made from constants is taken for the causal one and vanishes. One made from the batch,
+      or of a window, stays; where it was boolean, the kernel's float copy of it is kept per call.
     - Q, K and V are read where they lie: copies made only to multiply them never exist, nor do
       repeated heads of K and V, but for calls with a mask, which fused kernels refuse to group.
 
@@ -66,6 +69,7 @@ def fuse_attention(scene: Scene, table: Table, options: Options) -> Rewrite:
 _SCORES = (Category.ATTENTION_SCORES, Category.SOFTMAX)
 _ASSUMES = {
     Source.CONSTANTS: "masks made from constants are causal, so is_causal=True stands for them",
+    Source.WINDOW: "masks of windows are still handed to the kernel",
     Source.DATA: "masks made from the batch are still handed to the kernel",
     Source.PARAMETERS: "the kernel takes a bias that needs a gradient, which is not counted",
 }
@@ -83,7 +87,7 @@ def sort_layers(
     takes: dict[str, list[AttentionCall]] = {}
     refused: dict[str, str] = {}
     for call in scene.calls:
-        if call.kind is not AttentionKind.MATERIALISED:
+        if call.kind not in (AttentionKind.MATERIALISED, AttentionKind.BANDED):
             continue
         why = _find_obstacle(scene, call, without_dropout=without_dropout)
         if why:
@@ -182,15 +186,25 @@ def _rewrite_masks(scene: Scene, table: Table, calls: list[AttentionCall]) -> Ta
     mine = {id(call) for call in calls}
     keeps: set[int] = set()
     links: dict[int, int] = {}
+    inverses: set[int] = set()
     for call in scene.calls:
         for row, lineage in scene.masks.of_call(call):
             if id(call) not in mine or lineage.source is not Source.CONSTANTS:
                 keeps |= lineage.storages
             if id(call) in mine and lineage.bool_storage is not None:
                 links[int(scene.facts.storage[row])] = lineage.bool_storage
+                inverses |= _find_inverse(scene, lineage.bool_storage)
     layers = {call.layer for call in calls}
     goes = table.is_of(Category.ATTENTION_MASK) & scene.is_in_layers(table, layers)
-    return table.drop(goes & ~scene.is_storage(table, keeps)).elide(links)
+    goes &= ~scene.is_storage(table, keeps - inverses)
+    return table.drop(goes | scene.is_storage(table, inverses)).elide(links)
+
+
+def _find_inverse(scene: Scene, storage: int) -> set[int]:
+    """Return the mask, if it is another's inverse: ``masked_fill`` hides what kernels show."""
+    facts = scene.facts
+    op = int(facts.born_by[storage])
+    return {storage} if op >= 0 and facts.short_names[facts.code[op]] in _INVERSIONS else set()
 
 
 def _copy_masks(scene: Scene, table: Table, calls: list[AttentionCall]) -> Table:
@@ -202,7 +216,7 @@ def _copy_masks(scene: Scene, table: Table, calls: list[AttentionCall]) -> Table
     size = np.zeros(facts.storage_count, np.int64)
     for call in calls:
         for row, lineage in scene.masks.of_call(call):
-            if lineage.source is Source.DATA and lineage.bool_storage is not None:
+            if lineage.source in (Source.WINDOW, Source.DATA) and lineage.bool_storage is not None:
                 size[facts.storage[call.result_rows]] = _measure_mask(scene, call, row)
     copies = table.take(size[table.storage] > 0)
     everything = np.ones(len(copies), np.bool_)
@@ -229,6 +243,8 @@ def _read_in_place(scene: Scene, table: Table, calls: list[AttentionCall]) -> Ta
         for op in _find_copying_ops(scene, call, may_group=may_group):
             links[int(facts.storage[facts.rows_out(op)[0]])] = _find_source(scene, op)
             elided.append(op)
+        if call.kind is AttentionKind.BANDED:
+            continue  # blocks lie between heads and tokens, and are copied to be put in order
         for op in call.seconds:  # kernels write (B, Tq, H, D), which needs no copy to be transposed
             output = int(facts.storage[facts.rows_out(op)[0]])
             links |= dict.fromkeys(_find_output_copies(scene, op), output)
@@ -257,6 +273,8 @@ def _find_copying_ops(scene: Scene, call: AttentionCall, *, may_group: bool) -> 
         op = int(facts.born_by[storage])
         if op < 0 or op in own or not _is_copying(scene, op, may_group=may_group):
             continue
+        if call.kind is AttentionKind.BANDED and _has_blocks(scene, op):
+            continue
         readers = (u for u in facts.users_of(op) if u not in own and not facts.is_backward[u])
         # A view reads nothing: what it returns is the storage itself.
         if all(facts.storage[r] == storage for u in readers for r in facts.rows_out(u)):
@@ -264,6 +282,12 @@ def _find_copying_ops(scene: Scene, call: AttentionCall, *, may_group: bool) -> 
             own.add(op)
             todo.append(_find_source(scene, op))
     return found
+
+
+def _has_blocks(scene: Scene, op: int) -> bool:
+    """Return whether blocks lie beside batch and heads, which no strides of an operand express."""
+    shapes = (scene.facts.signature_of(row).shape for row in scene.facts.rows_in(op))
+    return any(len(shape) > _KERNEL_DIMS for shape in shapes)
 
 
 def _is_copying(scene: Scene, op: int, *, may_group: bool) -> bool:

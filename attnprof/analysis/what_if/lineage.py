@@ -14,9 +14,11 @@ class Source(IntEnum):
 
     CONSTANTS = 0
     """Factory ops and buffers: every batch gets the same, such as the causal triangle."""
-    DATA = 1
+    WINDOW = 1
+    """Constants too, but with a second limit, which no flag of a kernel stands for."""
+    DATA = 2
     """What the program hands in: padding."""
-    PARAMETERS = 2
+    PARAMETERS = 3
     """It is learned, or computed by the model: backward wants its gradient."""
 
 
@@ -67,7 +69,7 @@ class Masks:
         least = facts.signature_of(row).numel
         source, bool_storage = Source.CONSTANTS, None
         storages: set[int] = set()
-        todo, seen = [row], {row}
+        todo, seen, limits = [row], {row}, set[int]()
         while todo and len(seen) < _MOST_ROWS:
             at = todo.pop(0)  # the nearest first
             signature = facts.signature_of(at)
@@ -78,10 +80,27 @@ class Masks:
             source = max(source, self._judge(at))
             made = int(facts.producer_row[at])
             if made >= 0:
-                more = [r for r in facts.rows_in(int(facts.row_op[made])) if r not in seen]
+                op = int(facts.row_op[made])
+                limits |= {op} if self._limits_distance(op) else set()
+                more = [r for r in facts.rows_in(op) if r not in seen]
                 seen.update(more)
                 todo += more
+        if len(limits) > 1:
+            source = max(source, Source.WINDOW)
         return Lineage(source, frozenset(storages), bool_storage)
+
+    def _limits_distance(self, op: int) -> bool:
+        """Return whether an op leaves out what lies too far to one side of the diagonal.
+
+        A triangle does, and so does comparing every position of a query with every one of a key.
+        """
+        facts = self._facts
+        name = facts.short_names[facts.code[op]].rstrip("_")
+        if name in _TRIANGLES:
+            return True
+        sizes = [facts.signature_of(r).numel for r in facts.rows_in(op)]
+        made = max((facts.signature_of(r).numel for r in facts.rows_out(op)), default=0)
+        return name in _COMPARISONS and made > max(sizes, default=made)
 
     def _judge(self, row: int) -> Source:
         """Return what an operand on the way to a mask is by itself."""
@@ -100,5 +119,7 @@ class Masks:
         return Source.DATA if is_handed_in or is_random else Source.CONSTANTS
 
 
+_TRIANGLES = frozenset({"tril", "triu"})
+_COMPARISONS = frozenset({"lt", "le", "gt", "ge"})
 _MOST_ROWS = 512
 """How far back a mask is followed; those of real models are made by some thirty ops."""

@@ -19,7 +19,7 @@ def use_causal_flag(scene: Scene, table: Table, options: Options) -> Rewrite:
     alone are taken for causal ones and vanish, with all of their size that they were made from.
 
     Known limitations:
-        The values of a mask are not recorded: a fixed window looks like a causal triangle.
+        The values of a mask are not recorded: what is limited to one side is taken for causal.
     """
     fused = [c for c in scene.calls if c.kind is AttentionKind.FUSED and c.mask_rows]
     flagged = [c for c in fused if scene.masks.source_of(c) is Source.CONSTANTS]
