@@ -38,6 +38,27 @@ def replace_file(path: Path, content: str | bytes, *, keep_out_of: Path) -> None
         ) from None
 
 
+def check_can_write(path: Path) -> None:
+    """Raise if a file cannot be written, before what it is about costs anything.
+
+    Raises:
+        CommandError: The path is a directory, or lies in none that can be written to.
+    """
+    target = path.resolve()
+    why = ""
+    if target.is_dir():
+        why = "it is a directory"
+    elif not target.parent.is_dir():
+        why = "there is no such directory"
+    elif not os.access(target if target.exists() else target.parent, os.W_OK):
+        why = "permission denied"
+    if why:
+        raise CommandError(
+            f"cannot write {path}: {why}; give a file in a directory that exists and that you may "
+            "write to"
+        )
+
+
 def _is_page(path: Path) -> bool:
     return path.suffix.lower() in (".html", ".htm")
 

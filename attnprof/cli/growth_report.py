@@ -21,10 +21,14 @@ class GrowthOptions:
     html: Path | None = None
     """Where to write a page."""
 
-    def check(self) -> None:
+    def check(self, *, out: Path | None = None) -> None:
         """Raise if a growth cannot be shown so, before it costs anything.
 
+        Args:
+            out: A directory that is to be made, in which the page may lie.
+
         Raises:
+            CommandError: The page cannot be written.
             ValueError: A capacity is neither a size nor a known device, or there is no such
                 category.
         """
@@ -35,6 +39,10 @@ class GrowthOptions:
             read_capacity(capacity)
         if self.category is not None:
             check_focus(self.category)
+        if self.html is not None and out not in self.html.parents:
+            from attnprof.cli.files import check_can_write
+
+            check_can_write(self.html)
 
 
 def show_growth(growth: "Growth", options: GrowthOptions, *, is_quiet: bool = False) -> None:

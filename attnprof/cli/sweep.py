@@ -133,7 +133,7 @@ def sweep(
         device, dry_target = "cpu", dry_target or machine.target
         capacity = capacity or [machine.name]
     shown = GrowthOptions(capacity or (), category, as_json=as_json, html=html)
-    shown.check()
+    shown.check(out=out)
     settings = {
         "dry_run": dry_run,
         "measured": measured or not dry_run,

@@ -250,3 +250,18 @@ def test_sweep_refuses_a_step_that_is_none(tmp_path: Path) -> None:
     assert ended.code == 2
     (line,) = ended.err.splitlines()
     assert "make_step must return a function that runs one step, got dict" in line
+
+
+@pytest.mark.parametrize(
+    ("page", "why"), [("missing/page.html", "there is no such directory"), (".", "a directory")]
+)
+def test_sweep_refuses_a_page_it_cannot_write_before_it_runs(
+    page: str, why: str, tmp_path: Path
+) -> None:
+    ended = call(
+        "sweep", "missing.py:make_step", "--seq-lens", "8,16", "--html", page, cwd=tmp_path
+    )
+    assert ended.code == 2
+    assert ended.err.startswith(f"attnprof: cannot write {page}: ")
+    assert why in ended.err
+    assert ended.err.count("\n") == 1
