@@ -240,7 +240,9 @@ class Facts:
         """Per op of backward, the forward op whose node ran it, or -1.
 
         Autograd numbers nodes per thread in order of creation. The op that made node ``s`` is the
-        first of its thread that saw a sequence number of at least ``s``.
+        first of its thread that saw a sequence number of at least ``s``. But when an op has changed
+        a part of a tensor in place, autograd makes the node for the whole after it; the next op is
+        then the first to see two new numbers, of which the lower ones are not its own.
         """
         result = np.full(self.count, -1, np.int64)
         for thread in np.flatnonzero(np.bincount(self.thread)):
@@ -249,7 +251,10 @@ class Facts:
             asking = ops[(self.node[ops] >= 0) & self.is_backward[ops]]
             at = np.searchsorted(seqs, self.node[asking], "left")
             ok = at < len(ops)
-            made = ops[np.minimum(at, len(ops) - 1)]
+            at = np.minimum(at, len(ops) - 1)
+            before = ops[np.maximum(at - 1, 0)]
+            is_of_before = self.mutates[self.code[before]] & (self.node[asking] < seqs[at])
+            made = np.where(is_of_before, before, ops[at])
             result[asking[ok]] = np.where(made < asking, made, -1)[ok]
         return result
 

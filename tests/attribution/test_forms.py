@@ -291,7 +291,18 @@ def bias_in_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return flip((weights @ values).unflatten(0, (BATCH, HEADS)))
 
 
-@pytest.mark.parametrize("mix", [subtract_maps, decay_in_one_chunk, bias_in_product])
+def shift_in_place(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scores shifted by a view of padded ones, which is then changed in place."""
+    padded = torch.nn.functional.pad(flip(q) @ flip(k).mT, (1, 0))
+    shifted = padded.view(BATCH, HEADS, TOKENS + 1, TOKENS)[:, :, 1:]
+    shifted *= torch.rand(TOKENS, TOKENS)
+    values = v.tanh()  # the next op, which the change in place is none of
+    return flip(shifted.softmax(-1) @ flip(values))
+
+
+@pytest.mark.parametrize(
+    "mix", [subtract_maps, decay_in_one_chunk, bias_in_product, shift_in_place]
+)
 def test_everything_as_large_as_scores_is_named_so(mix: Mix) -> None:
     blocks = train(mix).allocations
     size = pl.col("shape").list.eval(pl.element().product()).list.first()
