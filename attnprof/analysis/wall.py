@@ -63,14 +63,14 @@ class Wall:
         """The wall and its evidence, in one sentence."""
         capacity = "memory" if self.capacity_bytes is None else format_bytes(self.capacity_bytes)
         below = (
-            f"n = {self.seq_len} fits into {capacity} with {format_bytes(self.peak_bytes)}"
+            f"n = {self.seq_len:,} fits into {capacity} with {format_bytes(self.peak_bytes)}"
             if self.seq_len
             else f"no length fits into {capacity}"
         )
         fails = "runs out" if self.by == "measured" else "cannot run"
         needs = fails if self.next_bytes is None else f"needs {format_bytes(self.next_bytes)}"
         how = {"measured": "measured", "fit": "by fit"}.get(self.by, f"{self.dry_runs} dry runs")
-        text = f"{below}, n = {self.next_seq_len} {needs} ({self.counts} bytes, {how})"
+        text = f"{below}, n = {self.next_seq_len:,} {needs} ({self.counts} bytes, {how})"
         return text + (f"; {self.reason}" if self.reason else "")
 
 

@@ -111,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if format_message is None:
             raise
         verb = getattr(getattr(error, "ctx", None), "command_path", "attnprof")
-        return fail(f"{format_message()} (see '{verb} --help')", UNUSABLE)
+        said = format_message().replace("Value error, ", "")  # how typer's checker begins
+        return fail(f"{said} (see '{verb} --help')", UNUSABLE)
 
 
 def _abandon_stdout() -> None:

@@ -21,9 +21,7 @@ def replace_file(path: Path, content: str | bytes, *, keep_out_of: Path) -> None
     data = content.encode() if isinstance(content, str) else content
     target = path.resolve()
     if target.is_dir():
-        raise CommandError(
-            f"cannot write {path}: it is a directory; give a file, such as {path / 'report.html'}"
-        )
+        raise CommandError(f"cannot write {path}: it is a directory; give the name of a file, too")
     if target.exists() and target.is_relative_to(keep_out_of.resolve()) and not _is_page(target):
         raise CommandError(f"cannot write {path}: it is a part of the run; give another file")
     try:

@@ -24,7 +24,6 @@ from attnprof.report.html_parts import (
 from attnprof.report.html_timeline import describe_drawing, draw_summary, make_timeline
 from attnprof.report.summary import Holder, LayerGroup, Summary
 from attnprof.report.text import (
-    OUTSIDE,
     describe_run,
     find_environment,
     format_shape,
@@ -86,7 +85,7 @@ def _section_tiles(summary: Summary) -> str:
             format_share(quadratic, peak.total_bytes),
             f"grows with n²: {format_bytes(quadratic)}",
         ),
-        ("small", peak.layer or OUTSIDE, f"step {peak.step}, {peak.phase}"),
+        ("small", peak.layer, f"step {peak.step}, {peak.phase}"),
         (
             "",
             format_share(unattributed, peak.total_bytes),

@@ -88,9 +88,14 @@ def make_row(cells: Sequence[Cell], kind: str = "") -> str:
 
 
 def make_tiles(tiles: Iterable[tuple[str, str, str]]) -> str:
-    """Return a row of figures: of each the class of its large text, that text and a small one."""
+    """Return a row of figures: of each the class of its large text, that text and a small one.
+
+    ``"small"`` is the class of a layer's name.
+    """
     cells = "".join(
-        f'<div class="tile"><b class="{kind}">{escape(large)}</b><span>{escape(small)}</span></div>'
+        f'<div class="tile"><b class="{kind}">'
+        f"{show_layer(large, 1) if kind == 'small' else escape(large)}</b>"
+        f"<span>{escape(small)}</span></div>"
         for kind, large, small in tiles
     )
     return f'<div class="tiles">{cells}</div>'

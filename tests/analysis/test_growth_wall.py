@@ -90,7 +90,7 @@ def test_wall_by_fit_says_so() -> None:
     assert (wall.by, wall.dry_runs, wall.counts, wall.reason) == ("fit", 0, "live", "")
     assert quadratic(wall.seq_len) <= 10**9 < quadratic(wall.seq_len + 1)
     assert wall.sentence == (
-        "n = 15741 fits into 953.7 MiB with 953.7 MiB, n = 15742 needs 953.8 MiB "
+        "n = 15,741 fits into 953.7 MiB with 953.7 MiB, n = 15,742 needs 953.8 MiB "
         "(live bytes, by fit)"
     )
 

@@ -59,6 +59,7 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "-m"], "Option '-m' requires an argument"),
         (["run", "--samples-per-second", "-1", "s.py"], "Invalid value for '--samples-per-second'"),
         (["demo", "--steps", "0"], "Invalid value for '--steps'"),
+        (["run", "--detail", "x", "s.py"], "Invalid value for '--detail': 'x' is not one of"),
     ],
 )
 def test_unusable_arguments_get_one_line(

@@ -82,7 +82,7 @@ def test_report_html_follows_a_link(
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("", "it is a directory; give a file, such as"),
+        ("", "it is a directory; give the name of a file, too"),
         ("no/such/page.html", "No such file or directory; give a file in a directory that exists"),
     ],
 )

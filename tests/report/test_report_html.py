@@ -71,6 +71,12 @@ def test_html_timeline_reaches_the_peak(page: str, real_run: Run) -> None:
     assert max(map(sum, zip(*sizes, strict=True))) == real_run.peak().total_bytes
 
 
+def test_html_breaks_the_layer_of_the_peak_at_its_dots(real_run: Run) -> None:
+    summary = summarise(real_run)
+    page = render_html(replace(summary, peak=replace(summary.peak, layer="h.<2>.mlp")))
+    assert '<b class="small">h.<wbr>&lt;2&gt;.<wbr>mlp</b>' in page
+
+
 def test_html_escapes_names(hostile_run: Run) -> None:
     page = render_html(summarise(hostile_run))
     assert "<script>alert(1)" not in page
