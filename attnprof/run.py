@@ -272,6 +272,13 @@ class Run:
         """Return live bytes by category over time, at most ``max_points`` rows, extremes kept.
 
         Columns: time_ns, total_bytes, and one per category that occurs; they sum to the total.
+
+        Args:
+            max_points: At least 4.
+            device: As for `peak`.
+
+        Raises:
+            ValueError: ``max_points`` is less, or the run has no such device.
         """
         return sample_timeline(self.attribution.allocations, device=device, max_points=max_points)
 
@@ -280,7 +287,10 @@ class Run:
 
         Args:
             step: Show the peak of one step only.
-            device: Such as ``"cuda:0"``; without it, the GPU that held most, or else the CPU.
+            device: As for `peak`.
+
+        Raises:
+            ValueError: The run has no such step or device.
         """
         # Reports are made from runs: only here does one ask for the other.
         return import_module("attnprof.report.notebook").show(self, step=step, device=device)

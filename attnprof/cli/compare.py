@@ -1,5 +1,6 @@
 """``attnprof compare``: two runs, each at its own peak, and what makes the difference."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ from attnprof.errors import CommandError
 
 if TYPE_CHECKING:
     from attnprof.analysis.peak import Peak
+    from attnprof.report.compare import Change
 
 
 def compare(
@@ -35,7 +37,7 @@ def compare(
     shows the same numbers.
     """
     from attnprof.cli.console import print_report, working
-    from attnprof.report.compare import compare_peaks
+    from attnprof.report.compare import compare_peaks, describe_change
 
     with working("reading the runs …"):
         peaks = [_find_peak(path) for path in (first, second)]
@@ -44,21 +46,13 @@ def compare(
     if as_json:
         import json
 
-        parts = [
-            {
-                "category": c.category,
-                "first_bytes": c.first_bytes,
-                "second_bytes": c.second_bytes,
-                "difference_bytes": c.difference_bytes,
-            }
-            for c in changes
-        ]
         values = {
             "format_version": 1,
             "first_bytes": before,
             "second_bytes": after,
             "difference_bytes": after - before,
-            "by_category": parts,
+            "by_category": [describe_change(change, "category") for change in changes],
+            "by_layer": [describe_change(change, "layer") for change in _compare_layers(*peaks)],
         }
         print(json.dumps(values, indent=2))
     else:
@@ -88,3 +82,13 @@ def _find_peak(path: Path) -> "Peak":
     if run.status is not Status.COMPLETED:
         say(f"{path} is {run.status.value}; its peak is that of what ran until then")
     return peak
+
+
+def _compare_layers(*peaks: "Peak") -> "list[Change]":
+    from attnprof.report.compare import list_changes
+
+    held = [Counter[str](), Counter[str]()]
+    for sizes, peak in zip(held, peaks, strict=True):
+        for layer, _category, size in peak.by_layer().iter_rows():
+            sizes[layer] += size
+    return list_changes(*held)

@@ -20,7 +20,7 @@ def render_changes(changes: Sequence[Change], *, first: str, second: str) -> Fit
         second: What to call the second.
     """
     rows: list[list[RenderableType]] = [
-        [Text(c.category, style=colour_of(c.category)), *_show_change(c)]
+        [Text(c.name, style=colour_of(c.name)), *_show_change(c)]
         for c in changes
         if c.first_bytes or c.second_bytes
     ]

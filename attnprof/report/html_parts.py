@@ -8,7 +8,7 @@ from string import Template
 
 from attnprof.palette import colour_of
 from attnprof.report.notes import Note
-from attnprof.report.text import OUTSIDE
+from attnprof.report.words import OUTSIDE
 
 Cell = tuple[str, str]
 """Class and content of a table's cell; the content is HTML."""

@@ -17,11 +17,8 @@ from attnprof.report.notes import Note
 from attnprof.report.summary import Holder, LayerGroup, Summary
 from attnprof.report.tables import Bar, Column, FittedTable, show_name
 from attnprof.report.verdict import format_share
-from attnprof.report.words import format_seconds
+from attnprof.report.words import OUTSIDE, format_seconds
 from attnprof.units import format_bytes
-
-OUTSIDE = "(no module)"
-"""What a block is said to belong to when no module made it."""
 
 _MAX_HOLDERS = 10
 _STEPS_AT_ENDS = 3

@@ -2,6 +2,9 @@
 
 from attnprof.vocabulary import Category
 
+OUTSIDE = "(no module)"
+"""What a block is said to belong to when no module made it."""
+
 MEANINGS: dict[Category, str] = {
     Category.PARAMETERS: "the model's weights",
     Category.BUFFERS: "tensors of the model that are not trained",

@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 
 from attnprof.analysis.fits import TOTAL
-from attnprof.report.compare import Change
+from attnprof.report.compare import Change, describe_change, list_changes
 from attnprof.vocabulary import Phase
 from attnprof_dashboard.data.digest import DeviceDigest
 
@@ -40,16 +40,11 @@ def compare(first: DeviceDigest, second: DeviceDigest) -> Comparison:
     return Comparison(
         first_bytes=peaks[0]["total_bytes"],
         second_bytes=peaks[1]["total_bytes"],
-        categories=_list_changes(*by_category),
-        layers=_list_changes(*by_layer),
+        categories=tuple(list_changes(*by_category)),
+        layers=tuple(list_changes(*by_layer)),
         steps=tuple(_align_steps(first, second)),
         phases=tuple(_align_phases(first, second)),
     )
-
-
-def _list_changes(first: dict[str, int], second: dict[str, int]) -> tuple[Change, ...]:
-    changes = [Change(n, first.get(n, 0), second.get(n, 0)) for n in {**first, **second}]
-    return tuple(sorted(changes, key=lambda c: (-abs(c.difference_bytes), c.category)))
 
 
 def _sum_layers(digest: DeviceDigest) -> dict[str, int]:
@@ -87,21 +82,12 @@ def describe_comparison(comparison: Comparison) -> dict[str, Any]:
         "first_bytes": comparison.first_bytes,
         "second_bytes": comparison.second_bytes,
         "difference_bytes": comparison.difference_bytes,
-        "by_category": [_describe(change, "category") for change in comparison.categories],
-        "by_layer": [_describe(change, "layer") for change in comparison.layers],
+        "by_category": [describe_change(change, "category") for change in comparison.categories],
+        "by_layer": [describe_change(change, "layer") for change in comparison.layers],
         "by_step": [
             {"step": n, "first_bytes": a, "second_bytes": b} for n, a, b in comparison.steps
         ],
         "by_phase": [
             {"phase": n, "first_bytes": a, "second_bytes": b} for n, a, b in comparison.phases
         ],
-    }
-
-
-def _describe(change: Change, word: str) -> dict[str, Any]:
-    return {
-        word: change.category,
-        "first_bytes": change.first_bytes,
-        "second_bytes": change.second_bytes,
-        "difference_bytes": change.difference_bytes,
     }

@@ -18,5 +18,5 @@ def test_changes_sum_to_the_difference_of_the_peaks() -> None:
 
 def test_changes_come_largest_first() -> None:
     changes = compare_peaks(make_peak(FIRST), make_peak(SECOND))
-    found = [(c.category, c.difference_bytes) for c in changes]
+    found = [(c.name, c.difference_bytes) for c in changes]
     assert found == [("softmax", -9 * MIB), ("attention_io", 2 * MIB), ("inputs", 0)]

@@ -7,6 +7,7 @@ import polars as pl
 from dash import ClientsideFunction, Dash, Input, Output, State, html
 from dash.development.base_component import Component
 
+from attnprof.report.words import OUTSIDE
 from attnprof.units import format_bytes
 from attnprof_dashboard import ids
 from attnprof_dashboard.components.tables import break_path, label_category, show_table
@@ -140,7 +141,7 @@ def _show_block(subject: Subject) -> Component | None:
         ("size", f"{format_bytes(row['size_bytes'])} ({row['size_bytes']:,} bytes)"),
         ("requested", f"{row['requested_bytes']:,} bytes"),
         ("category", label_category(row["category"])),
-        ("layer", break_path(row["layer"] or "(no module)")),
+        ("layer", break_path(row["layer"] or OUTSIDE)),
         ("op", row["op"] or "not seen being made"),
         ("shape", " × ".join(map(str, row["shape"])) if row["shape"] is not None else "–"),
         ("dtype", row["dtype"] or "–"),

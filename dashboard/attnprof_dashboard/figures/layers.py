@@ -6,6 +6,7 @@ from html import escape
 import plotly.graph_objects as go
 
 from attnprof.palette import SERIES, stack_order
+from attnprof.report.words import OUTSIDE
 from attnprof.units import format_bytes
 from attnprof_dashboard.figures.theme import choose_unit, new_figure
 
@@ -20,7 +21,7 @@ def shorten(layer: str) -> str:
 
     Figures take text for markup, links among it, and names come from the program that was traced.
     """
-    name = layer or "(no module)"
+    name = layer or OUTSIDE
     text = name if len(name) <= _LABEL_LENGTH else f"…{name[1 - _LABEL_LENGTH :]}"
     return escape(text, quote=False)  # it would show a quote's entity as it stands
 

@@ -4,6 +4,7 @@ from dash import html
 from dash.development.base_component import Component
 
 from attnprof.report.verdict import format_share
+from attnprof.report.words import OUTSIDE
 from attnprof.units import format_bytes
 from attnprof_dashboard import state
 from attnprof_dashboard.chart import Chart
@@ -12,7 +13,6 @@ from attnprof_dashboard.components.cards import chart_card, message, tile, tiles
 from attnprof_dashboard.components.controls import choose, list_runs
 from attnprof_dashboard.data.digest import DeviceDigest
 from attnprof_dashboard.figures.bars import draw_bars, draw_lines, draw_waterfall
-from attnprof_dashboard.pages.overview import OUTSIDE
 from attnprof_dashboard.pages.page import Page, Subject
 from attnprof_dashboard.table import Column, Table, Unit
 
@@ -97,7 +97,7 @@ def write_verdict(first: str, second: str, comparison: Comparison) -> str:
     most = comparison.categories[0]
     return (
         f"The peak of {second} is {format_bytes(abs(size))} ({share}) {how} than that of {first}; "
-        f"most of it is {most.category}, {_signed(most.difference_bytes)}."
+        f"most of it is {most.name}, {_signed(most.difference_bytes)}."
     )
 
 
@@ -128,10 +128,8 @@ def _draw_changes(key: str, names: tuple[str, str], comparison: Comparison, sche
         Column("second_bytes", Unit.BYTES, names[1]),
         Column("difference_bytes", Unit.BYTES, "difference"),
     )
-    rows = [
-        [c.category or OUTSIDE, c.first_bytes, c.second_bytes, c.difference_bytes] for c in changes
-    ]
-    parts = [(c.category or OUTSIDE, c.difference_bytes) for c in changes if c.difference_bytes]
+    rows = [[c.name or OUTSIDE, c.first_bytes, c.second_bytes, c.difference_bytes] for c in changes]
+    parts = [(c.name or OUTSIDE, c.difference_bytes) for c in changes if c.difference_bytes]
     shown, rest = parts[:_MOST_LAYERS], sum(size for _, size in parts[_MOST_LAYERS:])
     if len(parts) > _MOST_LAYERS:
         shown.append((f"{len(parts) - _MOST_LAYERS} more", rest))

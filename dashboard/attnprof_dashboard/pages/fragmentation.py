@@ -7,12 +7,12 @@ from dash import html
 from dash.development.base_component import Component
 
 from attnprof.report.verdict import format_share
+from attnprof.report.words import OUTSIDE
 from attnprof.units import format_bytes
 from attnprof_dashboard.chart import Chart
 from attnprof_dashboard.components.cards import chart_card, message, tile, tiles
 from attnprof_dashboard.data.segment_map import MOST_EVENTS
 from attnprof_dashboard.figures.segments import MOST_SEGMENTS, draw_reserved, draw_segments
-from attnprof_dashboard.pages.overview import OUTSIDE
 from attnprof_dashboard.pages.page import Page, Subject
 from attnprof_dashboard.table import Column, Table, Unit
 

@@ -11,6 +11,7 @@ from dash.development.base_component import Component
 from attnprof.analysis.fits import TOTAL
 from attnprof.analysis.timeline import sample_timeline
 from attnprof.palette import stack_order
+from attnprof.report.words import OUTSIDE
 from attnprof.units import format_bytes
 from attnprof_dashboard import ids
 from attnprof_dashboard.chart import Chart
@@ -20,7 +21,7 @@ from attnprof_dashboard.components.legend import show_legend
 from attnprof_dashboard.data.timeline_index import Window
 from attnprof_dashboard.figures.layers import MOST_LAYERS, draw_heatmap, draw_own_peaks, natural_key
 from attnprof_dashboard.figures.timeline import Marks, draw_timeline, tabulate
-from attnprof_dashboard.pages.overview import OUTSIDE, list_spans
+from attnprof_dashboard.pages.overview import list_spans
 from attnprof_dashboard.pages.page import Page, Subject
 from attnprof_dashboard.table import Column, Table, Unit
 

@@ -8,7 +8,7 @@ from dash.development.base_component import Component
 
 from attnprof.palette import colour_of, stack_order
 from attnprof.report.verdict import format_share
-from attnprof.report.words import explain
+from attnprof.report.words import OUTSIDE, explain
 from attnprof.units import format_bytes
 from attnprof_dashboard.chart import Chart
 from attnprof_dashboard.components.cards import chart_card, message, tile, tiles
@@ -22,8 +22,6 @@ _BINS = 300
 _MOST_HOLDERS = 10
 _PEAK_COUNTER = "allocated_bytes.all.peak"
 _SAID = ("status", "unattributed", "files")
-OUTSIDE = "(no module)"
-"""What a block is said to belong to when no module made it."""
 
 
 def layout(subject: Subject) -> Component:
