@@ -85,7 +85,8 @@ def dry_run(
     capability = _find_capability(device, assumed) if on_cuda else None
     if capability is not None:
         about["compute_capability"] = capability
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    # What has no fake kernel is decided upon in `attnprof.capture.fake_kernels`.
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)
     twins = Twins(fake_mode, torch.device("cuda:0" if on_cuda else "cpu"))
     tracer = Tracer(
         directory,

@@ -160,22 +160,3 @@ def answer_if_finite(func: Any, args: Any) -> bool | None:
     if func in (aten.eq.Scalar, aten.ne.Scalar) and args[1] in (math.inf, -math.inf):
         return bool(func is aten.ne.Scalar)
     return None
-
-
-def make_grouped_product(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    offs: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    out_dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """Return the result of ``_grouped_mm``, whose fake rule knows bfloat16 only.
-
-    The kernel for the CPU takes other dtypes too; its result is the same:
-    https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_meta_registrations.py#L8560
-    """
-    from torch import _meta_registrations
-
-    make: Any = _meta_registrations._create_grouped_mm_output_tensor
-    result: torch.Tensor = make(a, b, offs, out_dtype or a.dtype)
-    return result

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 from attnprof.capture.dynamo import SKIPPING, leave_alone
 from attnprof.capture.fake_choices import NO_TOKEN, Choices
 from attnprof.capture.fake_failures import refuse_sparse_copies
-from attnprof.capture.fake_kernels import mend_result
+from attnprof.capture.fake_kernels import run_kernel
 from attnprof.capture.fake_knowledge import Knowledge
 from attnprof.capture.fake_rules import (
     ASSUMED_READ,
@@ -35,7 +35,6 @@ from attnprof.capture.fake_rules import (
     is_cheap,
     list_tensors,
     list_written,
-    make_grouped_product,
     shorten,
 )
 from attnprof.capture.fake_shapes import run_by_values
@@ -94,8 +93,6 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
         if func is aten._local_scalar_dense.default:
             return self._read(args[0])
         tensors = list(list_tensors((*args, *kwargs.values())))
-        if func is aten._grouped_mm.default:
-            return make_grouped_product(*args, **kwargs)
         if func in LOOKUPS:
             self.tables.check(func, args)
         is_known = self._knows_operands(func, args, tensors)
@@ -107,7 +104,7 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
             if func in VIEWS and type(args[0]) is FakeTensor:
                 result = make_view(func, args, kwargs)
             else:
-                result = mend_result(func, args, kwargs, func(*args, **kwargs))
+                result = run_kernel(func, args, kwargs)
         except DynamicOutputShapeException:
             result = self._shape_by_values(func, args, kwargs, tensors if is_known else None)
             guess = self._find_guess(func, args, tensors)

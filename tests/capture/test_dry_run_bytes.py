@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from attnprof.capture import fake_kernels
 from attnprof.capture.dry_run import dry_run
 from attnprof.capture.workload import record_workload
 from attnprof.errors import DryRunError
@@ -197,3 +198,43 @@ def test_nested_tensors_are_refused(layout: torch.layout) -> None:
 def test_sparse_copies_are_refused() -> None:
     with pytest.raises(DryRunError, match=r"as many values as are not zero, at .*_bytes.py:"):
         dry_run(lambda seq_len, device: lambda: torch.ones(seq_len, 2).to_sparse(), N)
+
+
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_layers_that_run_as_one_op_have_the_bytes_of_their_kernel(is_padded: bool) -> None:
+    def use_encoder(seq_len: int, device: str) -> Step:
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).to(device).eval()
+        inputs = torch.randn(2, seq_len, 16, device=device)
+        mask = torch.zeros(2, seq_len, dtype=torch.bool, device=device) if is_padded else None
+        return torch.no_grad()(lambda: layer(inputs, src_key_padding_mask=mask))
+
+    check_same(use_encoder)
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+def test_lstm_keeps_what_its_kernel_keeps(is_training: bool) -> None:
+    def use_lstm(seq_len: int, device: str) -> Step:
+        model = nn.LSTM(8, 16, num_layers=2, bidirectional=True, batch_first=True).to(device)
+        inputs = torch.randn(2, seq_len, 8, device=device)
+        if is_training:
+            return lambda: model(inputs)[0].sum().backward()
+        return torch.no_grad()(lambda: model.eval()(inputs))
+
+    for seq_len, error in ((N, 0.0), (1000, 0.01)):
+        runs = (run(use_lstm, seq_len) for run in (record_workload, dry_run))
+        real, dry = (run.peak().total_bytes for run in runs)
+        assert dry == pytest.approx(real, rel=error)
+
+
+def test_ops_without_a_fake_kernel_take_no_real_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def use_softmax(seq_len: int, device: str) -> Step:
+        scores = torch.randn(1, 1, seq_len, 8, device=device)
+        mask = torch.zeros(1, 1, seq_len, 8, dtype=torch.bool, device=device)
+        return lambda: torch.ops.aten._masked_softmax(scores, mask, 3, 2)
+
+    check_same(use_softmax)
+    monkeypatch.delitem(fake_kernels._KERNELS, torch.ops.aten._masked_softmax.default)
+    check_same(use_softmax)
+    message = r"aten::_masked_softmax .* would need 40.00 GiB of real memory"
+    with pytest.raises(DryRunError, match=message):
+        dry_run(use_softmax, 2**30)
