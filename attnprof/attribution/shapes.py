@@ -38,8 +38,10 @@ def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> No
     first_left, first_right = factors(facts, principal)
     head_dim = facts.signature_of(first_left).shape[-1]
     call.q_len, call.k_len, call.head_dim = q_len, k_len, head_dim
-    call.heads = _count_heads(facts, flow, first_left, rest)
-    is_clear = all(bit in (TOKEN, FEATURE) for _, bit in rest)
+    is_merged = len(signature.shape) < 4
+    call.heads = _count_heads(facts, flow, first_left if is_merged else -1, rest)
+    # Data handed in as (B, H, T, D), without projections, is all tokens but for the last dimension.
+    is_clear = all(b in (TOKEN, FEATURE) for _, b in rest) and any(b == FEATURE for _, b in rest)
     first_dim = key_dims | {i for i, bit in enumerate(bits) if bit & (LEFT | RIGHT)}
     if len(signature.shape) == 4 and not is_clear and 0 not in first_dim:
         call.heads = signature.numel // max(1, q_len * k_len * signature.shape[0])
@@ -67,12 +69,19 @@ def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> No
 
 
 def _count_heads(facts: Facts, flow: Flow, queries: int, rest: list[tuple[int, int]]) -> int:
-    """Return the product of the dimensions, beside those of Q and K, that stem from features."""
+    """Return the product of the dimensions, beside those of Q and K, that stem from features.
+
+    Args:
+        facts: The run's tables.
+        flow: What its tensors are made from.
+        queries: The operand row of Q if batch and heads may be one dimension, else -1.
+        rest: Size and bits of these dimensions.
+    """
     heads = 1
     for size, bit in rest:
         if bit & FEATURE:  # in (B*H, Tq, Tk) not all of it
-            found = _count_merged_heads(facts, flow, queries, size)
-            heads *= found or (size if bit == FEATURE else 1)
+            merged = 0 if queries < 0 else _count_merged_heads(facts, flow, queries, size)
+            heads *= merged or (size if bit == FEATURE else 1)
     return heads
 
 

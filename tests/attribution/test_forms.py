@@ -34,10 +34,10 @@ class Attention(nn.Module):
         return self.out(mixed.flatten(2))
 
 
-def train(mix: Mix, **options: Any) -> Run:
+def train(mix: Mix, batch: int = BATCH, **options: Any) -> Run:
     """Trace one forward and backward of attention over embedded tokens."""
     model = nn.Sequential(nn.Embedding(50, WIDTH), Attention(mix, **options))
-    tokens = torch.randint(0, 50, (BATCH, TOKENS))
+    tokens = torch.randint(0, 50, (batch, TOKENS))
     with attnprof.trace() as tracer:
         model(tokens).square().mean().backward()
     return tracer.run
@@ -102,6 +102,22 @@ def test_rotation_by_complex_numbers_keeps_the_shapes() -> None:
         return flip((flip(turn(q)) @ flip(turn(k)).mT).softmax(-1) @ flip(v))
 
     assert shape_of(read_row(train(mix))) == (BATCH, HEADS, HEADS, TOKENS, TOKENS)
+
+
+def test_as_many_sequences_as_heads_are_told_apart() -> None:
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = torch.einsum("bqhd,bkd->bhqk", q, k[:, :, 0]).softmax(-1)
+        return torch.einsum("bhqk,bkd->bqhd", weights, v[:, :, 0])
+
+    row = read_row(train(mix, batch=HEADS, kv_heads=1))
+    assert shape_of(row) == (HEADS, HEADS, 1, TOKENS, TOKENS)
+
+
+def test_queries_without_projections_have_heads_in_second_place() -> None:
+    q, k, v = (torch.randn(BATCH, HEADS, TOKENS, HEAD_DIM) for _ in range(3))
+    with attnprof.trace() as tracer:
+        (q @ k.mT).softmax(-1) @ v
+    assert shape_of(read_row(tracer.run)) == (BATCH, HEADS, HEADS, TOKENS, TOKENS)
 
 
 class Latents(Attention):
