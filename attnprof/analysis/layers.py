@@ -162,7 +162,7 @@ def _group_calls(facts: Facts, layer: str, pairs: list[AttentionCall]) -> list[l
     """Put together the pairs of products that one call of the layer's module made."""
     grouped: dict[int, list[AttentionCall]] = {}
     for number, pair in enumerate(pairs):
-        scope = facts.enclosing_call(pair.ops[0], layer) if layer else -1
+        scope = facts.enclosing_call(pair.ops[0], layer)
         grouped.setdefault(scope if scope >= 0 else -2 - number, []).append(pair)
     return list(grouped.values())
 

@@ -237,6 +237,18 @@ def test_kind(mix: Mix, kind: str) -> None:
     assert read_row(train(mix))["kind"] == kind
 
 
+def test_heads_one_by_one_are_one_call_of_a_layer_traced_alone() -> None:
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        heads = zip(*(t.unbind(2) for t in (q, k, v)), strict=True)
+        return torch.stack([attend(*head) for head in heads], 2)
+
+    layer, x = Attention(mix), torch.randn(BATCH, TOKENS, WIDTH)
+    with attnprof.trace() as tracer:
+        layer(x).square().mean().backward()
+    row = read_row(tracer.run)
+    assert (row["calls"], row["saved_softmax_bytes"]) == (1, SCORES * FLOAT)
+
+
 # Not attention, not a mask -----------------------------------------------------------------------
 
 
