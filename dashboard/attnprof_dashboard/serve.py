@@ -8,6 +8,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from waitress.server import create_server
 
@@ -87,7 +88,7 @@ def bind(
     )
     shown = "127.0.0.1" if host in _ANY else host
     shown = f"[{shown}]" if ":" in shown else shown
-    return Serving(f"http://{shown}:{listening.getsockname()[1]}/?{QUERY}={secret}", server)
+    return Serving(f"http://{shown}:{listening.getsockname()[1]}/?{QUERY}={quote(secret)}", server)
 
 
 def _listen(host: str, port: int) -> socket.socket:

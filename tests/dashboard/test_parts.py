@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -189,6 +190,12 @@ def test_long_run_is_derived_in_another_process(
 def test_server_says_that_its_port_is_taken(runs: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(CommandError, match="port"):
         bind(runs, port=taken.getsockname()[1], cache=tmp_path)
+
+
+def test_printed_address_has_the_token_whatever_is_in_it(runs: Path, tmp_path: Path) -> None:
+    serving = bind(runs, port=0, token="a&b#c d+é", cache=tmp_path)
+    serving.close()
+    assert parse_qs(urlsplit(serving.address).query) == {"token": ["a&b#c d+é"]}
 
 
 def test_server_needs_a_directory(tmp_path: Path) -> None:
