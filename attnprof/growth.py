@@ -134,7 +134,7 @@ class Growth:
         peaks = find_step_peaks(run.attribution.allocations, steps)
         if peaks.is_empty():
             raise ValueError(
-                f"{run!r} has no step whose sequence length is known, so nothing grows in it; "
+                "the run has no step whose sequence length is known, so nothing grows in it; "
                 "trace a loop over batches, or use attnprof.sweep()"
             )
         source, path = STEPS, run.path

@@ -190,6 +190,19 @@ class Run:
         """
         return list_blocks(self.attribution)
 
+    def require_ops(self) -> None:
+        """Refuse an imported run, where layers, caches and changes are asked for.
+
+        Raises:
+            ValueError: The run was made of a memory snapshot.
+        """
+        if self.is_imported:
+            raise ValueError(
+                "a run made of a memory snapshot has no ops, so that layers, caches and what a "
+                "change would save are not known; record the program with attnprof.trace() or "
+                "'attnprof run'"
+            )
+
     def what_if(
         self,
         *scenarios: str,
@@ -214,11 +227,7 @@ class Run:
             ValueError: A scenario does not apply to the run, or is unknown; a number is out of
                 range; the run has no such device; or it is imported.
         """
-        if self.is_imported:
-            raise ValueError(
-                "a run made of a memory snapshot has no ops, so that no change can be replayed; "
-                "record the program with attnprof.trace() or 'attnprof run'"
-            )
+        self.require_ops()
         options = Options(kv_heads=kv_heads, latent_dim=latent_dim, batch=batch, seq_len=seq_len)
         return ask(self.attribution, scenarios, options, device=device)
 

@@ -41,6 +41,7 @@ def kv(
     target = None if device is None else find_device(device)
     with working("looking for caches …"):
         loaded = load(run)
+        loaded.require_ops()
         summary = summarise_cache(loaded)
     names = loaded.allocations["category"].cast(pl.String)
     weights = loaded.allocations.filter(names == Category.PARAMETERS.value)

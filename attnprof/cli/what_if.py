@@ -73,6 +73,7 @@ def what_if(
     options = Options(kv_heads=heads, latent_dim=latent_dim, batch=batch, seq_len=length)
     with working("replaying the run …"):
         loaded = load(run)
+        loaded.require_ops()
         if scenario:
             found = loaded.what_if(
                 *scenario,

@@ -71,6 +71,20 @@ def test_report_tells_of_the_failed_request(
     assert "Out of memory" in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.parametrize("verb", ["what-if", "kv"])
+def test_what_needs_ops_is_refused_in_one_line(
+    verb: str, snapshot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    main(["import", str(snapshot), "--out", run])
+    capsys.readouterr()
+    assert main([verb, run]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("attnprof: a run made of a memory snapshot has no ops, ")
+    assert err.count("\n") == 1
+
+
 class Evil:
     def __reduce__(self) -> tuple[object, ...]:
         return (os.system, ("touch harmed",))
