@@ -20,13 +20,16 @@ from attnprof.theory.sdpa import Backend, Capability, SdpaCall, choose_backend
 from attnprof.vocabulary import AttentionKind, Role
 
 MATH_SOFTMAX = "_safe_softmax"
-"""torch uses it nowhere but in the math path of scaled_dot_product_attention."""
+"""torch uses it nowhere but in the math path of scaled_dot_product_attention, and where
+flex_attention is not compiled."""
 
 _KERNELS = {
     "_scaled_dot_product_flash_attention": Backend.FLASH,
     "_scaled_dot_product_efficient_attention": Backend.EFFICIENT,
     "_scaled_dot_product_cudnn_attention": Backend.CUDNN,
 }
+_FLEX_OPS = 12
+"""flex_attention runs at most so many ops from its log-sum-exp to its softmax."""
 _MASK_OPS = 16
 """The math path makes a causal mask at most so many ops before its first product."""
 
@@ -44,7 +47,23 @@ def explain_backend(facts: Facts, call: AttentionCall) -> str:
         return _explain_fused(facts, call)
     if call.backend != MATH_SOFTMAX:
         return f"written out: products around {call.backend}"
+    if _is_flex(facts, call):
+        return (
+            "flex_attention without torch.compile: products around a softmax, all scores in memory"
+        )
     return f"scaled_dot_product_attention fell back to math{_explain_math(facts, call)}"
+
+
+def _is_flex(facts: Facts, call: AttentionCall) -> bool:
+    """Return whether a log-sum-exp is made of the scores too, as flex_attention alone does."""
+    softmax = int(facts.row_op[call.result_rows[0]])
+    scores = {int(facts.storage[row]) for row in facts.rows_in(softmax)}
+    around = range(max(0, softmax - _FLEX_OPS), softmax)
+    return any(
+        facts.short_names[facts.code[op]] == "logsumexp"
+        and any(int(facts.storage[row]) in scores for row in facts.rows_in(op))
+        for op in around
+    )
 
 
 def _explain_fused(facts: Facts, call: AttentionCall) -> str:

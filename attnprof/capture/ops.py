@@ -8,6 +8,7 @@ Known limitations:
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter_ns
 from typing import Any
 
@@ -38,8 +39,8 @@ class Operator:
     """What is known of an operator before it runs."""
 
     __slots__ = (
-        "call", "code", "decomposes", "func", "imitated", "is_made_of_ops", "is_plain",
-        "resizes", "tensors_end", "written",
+        "call", "code", "decomposes", "func", "imitated", "is_higher_order", "is_plain",
+        "made_of_ops", "resizes", "tensors_end", "written",
     )  # fmt: skip
 
     def __init__(self, func: Any, recorder: Recorder) -> None:
@@ -49,6 +50,7 @@ class Operator:
         self.call = func._op if type(func) is OpOverload else func
         """What `OpOverload.__call__` calls: one Python frame less."""
         schema: Any = getattr(func, "_schema", None)  # a higher-order operator has none
+        self.is_higher_order = schema is None
         arguments = schema.arguments if schema else ()
         written = [
             i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write
@@ -66,8 +68,9 @@ class Operator:
         """It is nothing but other ops. Autograd takes it apart before a mode sees it; under
         inference_mode nobody does, so the mode has to."""
         self.imitated = func in IMITATED
-        self.is_made_of_ops = name in _MADE_OF_OPS
-        self.is_plain = not (self.decomposes or self.imitated or self.is_made_of_ops)
+        self.made_of_ops = _MADE_OF_OPS[name](func) if name in _MADE_OF_OPS else None
+        """Its kernel, if that calls ops for all it does: a mode that stays on sees them."""
+        self.is_plain = not (self.decomposes or self.imitated or self.made_of_ops)
         """It is run and written down; nothing else is to be considered."""
         holders = [i + 1 for i, a in enumerate(arguments) if "Tensor" in str(a.type)]
         self.tensors_end = max(holders, default=0) if schema else sys.maxsize
@@ -78,15 +81,25 @@ class Operator:
             self.tensors_end = 0
 
 
-_MADE_OF_OPS = frozenset(
-    {
-        "aten::_native_multi_head_attention",
-        "aten::_transformer_encoder_layer_fwd",
-    }
-)
-"""What `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` run in evaluation: whole layers as
-one op. On the CPU its kernel calls ops for all it does, scores and softmax among them; a mode that
-stays on while it runs sees them."""
+def _find_cpu_kernel(func: Any) -> Callable[..., Any]:
+    return partial(func._op_dk, torch._C.DispatchKey.CPU)
+
+
+def _find_eager_kernel(func: Any) -> Callable[..., Any]:
+    kernel: Callable[..., Any] = func.py_kernels[torch._C.DispatchKey.CompositeExplicitAutograd]
+    return kernel
+
+
+_MADE_OF_OPS: dict[str, Callable[[Any], Callable[..., Any]]] = {
+    # What `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` run in evaluation.
+    "aten::_native_multi_head_attention": _find_cpu_kernel,
+    "aten::_transformer_encoder_layer_fwd": _find_cpu_kernel,
+    # What is not compiled runs as products around a softmax.
+    "higher_order::flex_attention": _find_eager_kernel,
+    "higher_order::flex_attention_backward": _find_eager_kernel,
+}
+"""Whole layers as one op, whose kernel calls other ops, those of scores and softmax among them; the
+first two do so on the CPU only."""
 
 _DEVICE_QUESTION = torch.ops.prim.device.default
 
@@ -195,9 +208,10 @@ class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotat
                     result = func.decompose(*args, **(kwargs or {}))
                 if result is not NotImplemented:
                     return result
-            if operator.is_made_of_ops and args[0].device.type == "cpu":
+            kernel = operator.made_of_ops
+            if kernel is not None and (operator.is_higher_order or args[0].device.type == "cpu"):
                 with self:
-                    return func._op_dk(torch._C.DispatchKey.CPU, *args, **(kwargs or {}))
+                    return kernel(*args, **(kwargs or {}))
         fact = [operator.code, self.scope, self.thread]
         self._describe(args[: operator.tensors_end], fact, False)
         if kwargs and operator.tensors_end:

@@ -737,12 +737,19 @@ def test_function_transforms_work_inside_a_trace() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
-def test_flex_attention_runs_inside_a_trace() -> None:
+def test_flex_attention_shows_its_scores_where_it_is_not_compiled() -> None:
     from torch.nn.attention.flex_attention import flex_attention
 
-    q = torch.ones(1, 2, 128, 16)
-    run = record(lambda: flex_attention(q, q, q))
-    assert run.peak().total_bytes >= q.nbytes
+    q, k = torch.randn(2, 4, 12, 8), torch.randn(2, 2, 12, 8)
+    expected = flex_attention(q, k, k, enable_gqa=True)
+    results = []
+    run = record(lambda: results.append(flex_attention(q, k, k, enable_gqa=True)))
+    torch.testing.assert_close(results[0], expected, rtol=0, atol=0)
+    row = run.layers().row(0, named=True)
+    assert row["kind"] == "materialised"
+    shape = ("batch", "heads", "kv_heads", "q_len", "k_len", "softmax_bytes")
+    assert tuple(row[name] for name in shape) == (2, 4, 2, 12, 12, 2 * 4 * 12 * 12 * 4)
+    assert row["backend_reason"].startswith("flex_attention without torch.compile")
 
 
 def test_sharded_training_runs_inside_a_trace() -> None:
