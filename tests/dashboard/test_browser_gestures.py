@@ -37,7 +37,7 @@ def test_timeline_stays_in_sight_of_the_drawer(screen: Screen) -> None:
     screen.page.locator("#instant button.block").first.wait_for(timeout=READY_MS)
     screen.page.wait_for_timeout(400)  # the drawer slides in
     screen.click_plot(0.8, down=0.1)
-    screen.page.wait_for_function("!location.search.includes('at=40')", timeout=READY_MS)
+    screen.page.wait_for_url(lambda url: "at=40" not in url, timeout=READY_MS)
     assert int(screen.wait_for_query("at")["at"]) > 40
 
 
