@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shlex
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,8 +67,8 @@ def demo(
         print_report(render_text(summarise(run)))
     print("\nWHAT FUSED ATTENTION SAVES\n", flush=True)
     print_report(render_comparison(runs["materialised"], runs["fused"], losses))
-    page = folder / "materialised.html"
-    print(f"\nThe first report as a page: attnprof report {folder / 'materialised'} --html {page}")
+    first, page = (shlex.quote(str(folder / n)) for n in ("materialised", "materialised.html"))
+    print(f"\nThe first report as a page: attnprof report {first} --html {page}")
     offer_dashboard(folder, is_wanted=not no_browser)
     return 0
 

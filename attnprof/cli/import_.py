@@ -1,5 +1,6 @@
 """``attnprof import``: a run made of a memory snapshot that PyTorch wrote."""
 
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -50,5 +51,6 @@ def import_(
         run = load(directory)
         peak = run.peak()
     say(describe_peak(peak))
-    say(f"{run.status}; imported into {directory}; see more with: attnprof report {directory}")
+    path = shlex.quote(str(directory))
+    say(f"{run.status}; imported into {path}; see more with: attnprof report {path}")
     return 0

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pickle
+import shlex
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,14 @@ def test_report_tells_of_the_failed_request(
     assert values["allocated_bytes"] + values["free_bytes"] == values["reserved_bytes"]
     assert main(["report", run, "--html", str(tmp_path / "page.html")]) == 0
     assert "Out of memory" in (tmp_path / "page.html").read_text()
+
+
+def test_the_command_that_shows_more_can_be_typed(
+    snapshot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["import", str(snapshot), "--out", str(tmp_path / "my run")])
+    command = capsys.readouterr().err.rstrip().rpartition("attnprof report ")[2]
+    assert shlex.split(command) == [str(tmp_path / "my run")]
 
 
 @pytest.mark.parametrize("verb", ["what-if", "kv"])
