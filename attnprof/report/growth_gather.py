@@ -49,7 +49,10 @@ def summarise_growth(
     points = list_points(growth)
     done = [point for point in points if point.is_done and point.sizes]
     if not done:
-        unknown = [Capacity(name, size, None, "no length was completed") for name, size in sizes]
+        why = (
+            "nothing was recorded" if any(p.is_done for p in points) else "no length was completed"
+        )
+        unknown = [Capacity(name, size, None, why) for name, size in sizes]
         return GrowthSummary(
             name=name or "growth",
             path=growth.path,

@@ -122,6 +122,12 @@ def test_summary_of_failed_lengths_has_points_only(growth: Growth, tmp_path: Pat
     assert "No length was completed" in render_growth_html(summary)
 
 
+def test_summary_of_a_workload_without_tensors_says_why_there_is_no_wall(tmp_path: Path) -> None:
+    idle = sweep(lambda seq_len, device: lambda: None, [8], dry_run=True, directory=tmp_path / "s")
+    summary = summarise_growth(idle, capacities=["1 GB"])
+    assert summary.capacities[0].why_no_wall == "nothing was recorded"
+
+
 def test_summary_of_memory_running_out_has_its_wall(growth: Growth) -> None:
     *rest, longest = growth.lengths  # measured, after the dry ones
     assert (longest.source, longest.seq_len) == ("measured", LENGTHS[-1])
