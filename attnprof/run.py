@@ -226,6 +226,7 @@ class Run:
         Raises:
             ValueError: A scenario does not apply to the run, or is unknown; a number is out of
                 range; the run has no such device; or it is imported.
+            TypeError: A scenario is no name, or a number is none.
         """
         self.require_ops()
         options = Options(kv_heads=kv_heads, latent_dim=latent_dim, batch=batch, seq_len=seq_len)

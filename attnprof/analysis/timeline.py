@@ -22,7 +22,10 @@ def sample_timeline(
 
     Raises:
         ValueError: The device does not occur, or ``max_points`` is under 4.
+        TypeError: ``max_points`` is no whole number.
     """
+    if not isinstance(max_points, int):
+        raise TypeError(f"max_points must be a whole number, got {max_points!r}")
     if max_points < 4:
         raise ValueError(f"max_points must be at least 4, got {max_points}")
     device = choose_device(allocations, device)

@@ -3,6 +3,7 @@
 import re
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,6 +90,21 @@ def test_numbers_add_the_scenario_that_needs_them(run: Run) -> None:
 @pytest.mark.parametrize(
     ("scenarios", "arguments", "message"),
     [
+        ((["fused_attention"],), {}, "scenarios are names, one argument each; got ['fused"),
+        ((), {"seq_len": "4K"}, "seq_len must be a whole number, got '4K' (str)"),
+        ((), {"batch": "2"}, "batch must be a number, got '2' (str)"),
+    ],
+)
+def test_what_is_of_the_wrong_type_is_refused(
+    run: Run, scenarios: tuple[Any, ...], arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        run.what_if(*scenarios, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("scenarios", "arguments", "message"),
+    [
         ((), {}, "no scenario was given; expected one or more of: no_attention_dropout, fused"),
         (("flash",), {}, "unknown scenario 'flash'; expected one or more of: no_attention_dro"),
         (("batch",), {}, "batch needs a number: give batch"),
@@ -96,6 +112,8 @@ def test_numbers_add_the_scenario_that_needs_them(run: Run) -> None:
         ((), {"batch": 0.0}, "batch must be a number above 0, got 0.0"),
         ((), {"batch": float("nan")}, "batch must be a number above 0, got nan"),
         ((), {"seq_len": -4}, "seq_len must be a number above 0, got -4"),
+        ((), {"seq_len": 2**40}, "the blocks would add up to 2^63 bytes or more"),
+        ((), {"batch": 1e300}, "the blocks would add up to 2^63 bytes or more"),
         (
             ("cache_fp8", "cache_int4"),
             {},

@@ -129,8 +129,13 @@ def ask(
         DoesNotApply: A scenario has nothing to change in the run.
         ValueError: No scenario, an unknown one, one without its number, two that exclude each
             other, a number out of range, or a device that the run does not have.
+        TypeError: A scenario is no name, or a number is none.
     """
-    chosen = _choose({*names, *_implied(options)}, options)
+    asked = list(names)
+    for name in asked:
+        if not isinstance(name, str):
+            raise TypeError(f"scenarios are names, one argument each; got {name!r}")
+    chosen = _choose({*asked, *_implied(options)}, options)
     return _replay(Scene(attribution, device), chosen, options)
 
 
@@ -227,7 +232,13 @@ def _implied(options: Options) -> set[str]:
 def _check(options: Options) -> None:
     for scenario in SCENARIOS:
         number = getattr(options, scenario.needs) if scenario.needs else None
-        if number is not None and not (number > 0 and isfinite(number)):
+        if number is None:
+            continue
+        kinds, words = (int | float, "a") if scenario.needs == "batch" else (int, "a whole")
+        if not isinstance(number, kinds) or isinstance(number, bool):
+            kind = type(number).__name__
+            raise TypeError(f"{scenario.needs} must be {words} number, got {number!r} ({kind})")
+        if not (number > 0 and isfinite(number)):
             raise ValueError(f"{scenario.needs} must be a number above 0, got {number}")
 
 

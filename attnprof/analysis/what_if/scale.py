@@ -134,6 +134,11 @@ def _find_steps(scene: Scene) -> dict[int, _Step]:
 
 
 def _scale(scene: Scene, table: Table, steps: dict[int, _Step], change: _Change) -> Table:
+    """Return the table with every block resized.
+
+    Raises:
+        ValueError: Together they would have 2^63 bytes or more.
+    """
     parameters = _find_parameter_shapes(scene)
     step = scene.attribution.allocations["step"].to_numpy()[table.block]
     signature = scene.attribution.blocks.signature[table.block]
@@ -157,6 +162,11 @@ def _scale(scene: Scene, table: Table, steps: dict[int, _Step], change: _Change)
     )
     size = table.size_bytes.astype(np.float64)
     size[~fixed] *= factors[of.ravel()] if len(factors) else 1.0
+    if not size.sum() < 2**63:
+        raise ValueError(
+            "the blocks would add up to 2^63 bytes or more, which cannot be counted; give a "
+            "smaller batch or length"
+        )
     return table.resize(~fixed, np.ceil(size).astype(np.int64))
 
 
