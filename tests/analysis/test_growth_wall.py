@@ -202,7 +202,7 @@ def test_table_of_positions_ends_the_search() -> None:
 
     wall = find_wall(10**9, lambda n: n, fit=Probe(measure, "live"))
     assert (wall.seq_len, wall.next_seq_len, wall.next_bytes) == (1024, 1025, None)
-    assert wall.sentence.endswith("n = 1025 cannot run (live bytes, by fit); a table of 1024 rows")
+    assert wall.sentence.endswith("n = 1,025 cannot run (live bytes, by fit); a table of 1024 rows")
     assert len(tried) <= 3
 
 

@@ -224,6 +224,7 @@ def test_target_is_written_down() -> None:
         "device": "H200",
         "compute_capability": [9, 0],
         "assumptions": [],
+        "tables": [],
     }
     (line,) = dry_run(make_dropout, 8, target="cuda").info["dry_run"]["assumptions"]
     assert line.startswith("kernels were chosen as on compute capability 9.0")
