@@ -14,6 +14,8 @@ A bad argument is a ``ValueError`` or a ``TypeError``, as everywhere in Python.
 Every message says what happened, what was found, what was expected and what to do.
 """
 
+from collections.abc import Sequence
+
 
 class AttnprofError(Exception):
     """Base of everything attnprof raises on purpose."""
@@ -31,7 +33,8 @@ class LengthError(DryRunError):
     """A sequence is longer than the program can take: a table of positions ends before it."""
 
     rows: int = 0
-    """How many rows the table has."""
+    """How many rows the table has, or the length at which it ends, where that is known: the first
+    guess at how long a sequence may be."""
 
 
 class RunFormatError(AttnprofError):
@@ -52,3 +55,27 @@ class BudgetExceeded(AttnprofError):
 
 class CommandError(AttnprofError):
     """A command could not be carried out; its message is the one line the user sees."""
+
+
+def require_known(
+    ok: bool,
+    what: str,
+    got: object,
+    known: Sequence[object],
+    *,
+    where: str = "the run",
+    most: int = 12,
+) -> None:
+    """Raise a ValueError that says what there is, unless something is there.
+
+    Args:
+        ok: Whether it is there.
+        what: What it is, such as ``"step"``.
+        got: Which was asked for.
+        known: Which there are.
+        where: In what it was looked for.
+        most: Name no more than so many.
+    """
+    if not ok:
+        choices = ", ".join(map(str, known[:most])) + (", …" if len(known) > most else "")
+        raise ValueError(f"{where} has no {what} {got!r}; it has: {choices or 'none'}")

@@ -6,7 +6,7 @@ runs whose lengths differ (`Growth.from_runs`), or from one run whose steps do
 """
 
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from attnprof.analysis.extrapolate import (
     keep_blocks,
 )
 from attnprof.analysis.fits import TOTAL, Fit, fit_points, require_law
-from attnprof.analysis.growth import POINT_SCHEMA, find_phase_peaks, find_step_peaks, require
+from attnprof.analysis.growth import POINT_SCHEMA, find_phase_peaks, find_step_peaks
 from attnprof.analysis.laws import fit_law
 from attnprof.analysis.positions import find_position_limit, limit_probe
 from attnprof.analysis.wall import (
@@ -32,7 +32,7 @@ from attnprof.analysis.wall import (
     observe_wall,
 )
 from attnprof.analysis.wall import read_capacity as read_capacity  # what `find_wall` takes
-from attnprof.errors import DryRunError
+from attnprof.errors import DryRunError, require_known
 from attnprof.run import Run
 from attnprof.store.lengths import DRY_RUN, MEASURED, STEPS, Length, read_growth
 from attnprof.vocabulary import Category, Status
@@ -40,6 +40,7 @@ from attnprof.vocabulary import Category, Status
 SOURCES = (MEASURED, DRY_RUN, STEPS)
 """Where points come from; of several sources known at equally many lengths, the first counts."""
 
+_require = partial(require_known, where="the growth", most=20)
 _DONE = Status.COMPLETED.value
 _WITH_POINTS = (_DONE, Status.OUT_OF_MEMORY.value)
 _MOST_DRY_BLOCKS = 3_000_000
@@ -236,11 +237,11 @@ class Growth:
         """
         source = source or self.source
         words = [TOTAL, *(c.value for c in Category)]
-        require(category in words, "category", category, words)
+        _require(category in words, "category", category, words)
         self._completed(source)
         own = self.points.filter(pl.col("source") == source, pl.col("status") == _DONE)
         layers = own["layer"].unique().sort().to_list()
-        require(layer is None or layer in layers, "layer", layer, [x for x in layers if x])
+        _require(layer is None or layer in layers, "layer", layer, [x for x in layers if x])
         occurring = own.filter(category=TOTAL, layer="").sort("seq_len")
         if occurring.is_empty():
             raise ValueError(
@@ -260,7 +261,7 @@ class Growth:
     def _completed(self, source: str) -> list[int]:
         done = [x.seq_len for x in self._lengths if x.source == source and x.status == _DONE]
         known = sorted({x.source for x in self._lengths})
-        require(bool(done), "completed length whose source is", source, known)
+        _require(bool(done), "completed length whose source is", source, known)
         return sorted(done)
 
     def predict(self, seq_len: int) -> int:

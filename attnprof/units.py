@@ -62,6 +62,20 @@ def format_bytes(size_bytes: int) -> str:
     return f"{sign}{size / 2**40:.2f} TiB"
 
 
+def require_countable(total_bytes: float, what: str, remedy: str) -> None:
+    """Raise a ValueError if a number of bytes does not fit into a column of integers.
+
+    Args:
+        total_bytes: The sum that is about to be counted.
+        what: What adds up to it.
+        remedy: What to give instead.
+    """
+    if not total_bytes < 2**63:  # nor is it a number, where infinities were multiplied
+        raise ValueError(
+            f"{what} add up to 2^63 bytes or more, which cannot be counted; give {remedy}"
+        )
+
+
 def parse_length(length: int | str) -> int:
     """Return a sequence length in tokens.
 

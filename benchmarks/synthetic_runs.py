@@ -5,7 +5,7 @@ op numbers, storages, module calls and times moved on, until the run has as many
 and frees) as were asked for. The result is a run directory like any other: it is attributed, not
 faked.
 
-    python benchmarks/synthetic_runs.py /tmp/runs/1m --events 1M
+    python benchmarks/synthetic_runs.py runs/1m --events 1M
 """
 
 import argparse

@@ -18,6 +18,7 @@ import polars as pl
 
 from attnprof.analysis.laws import Law
 from attnprof.analysis.peak import Replay, choose_device, replay
+from attnprof.units import require_countable
 
 Floats = np.ndarray
 Ints = np.ndarray
@@ -107,11 +108,7 @@ class Extrapolation:
             ValueError: Together they would have 2^63 bytes or more, which cannot be counted.
         """
         exact = self._laws @ _powers_of(seq_len)
-        if exact.clip(0).sum() >= 2**63:
-            raise ValueError(
-                f"at n = {seq_len} the blocks add up to 2^63 bytes or more, which cannot be "
-                "counted; give a shorter length"
-            )
+        require_countable(exact.clip(0).sum(), f"at n = {seq_len} the blocks", "a shorter length")
         requested = np.maximum(np.rint(exact), 0).astype(np.int64)
         size = -(-requested // self._rounding) * self._rounding
         return self._blocks.with_columns(size_bytes=size, requested_bytes=requested)

@@ -201,10 +201,3 @@ class _LiveBytes:
 def _sum_up(at: Ints, size: Ints) -> tuple[Ints, Ints]:
     order = np.argsort(at, kind="stable")
     return at[order], np.concatenate([[0], np.cumsum(size[order])])
-
-
-def require(ok: bool, what: str, got: object, known: list[str]) -> None:
-    """Raise a ValueError that says what there is, unless something is there."""
-    if not ok:
-        choices = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
-        raise ValueError(f"the growth has no {what} {got!r}; it has: {choices or 'none'}")

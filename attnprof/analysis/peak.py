@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
+from attnprof.errors import require_known
 from attnprof.vocabulary import Phase
 
 Array = np.ndarray
@@ -101,13 +102,15 @@ def find_peak(
     eligible = np.ones(len(frame), np.bool_)
     if step is not None:
         eligible &= frame["step"].to_numpy() == step
-        _require(bool(eligible.any()), "step", step, allocations["step"].unique().sort().to_list())
+        require_known(
+            bool(eligible.any()), "step", step, allocations["step"].unique().sort().to_list()
+        )
     if phase is not None:
         phases = frame["phase"].cast(pl.String)
         known = sorted(phases.filter(eligible).unique().to_list())
         eligible &= (phases == phase).to_numpy()
         where = "the run" if step is None else f"step {step}"
-        _require(bool(eligible.any()), "phase", phase, known, where=where)
+        require_known(bool(eligible.any()), "phase", phase, known, where=where)
     if not len(frame):
         return Peak(device, 0, 0, Phase.OUTSIDE.value, "", None, 0, frame.drop("start", "end"))
     at = int(np.argmax(np.where(eligible, live, -1)))
@@ -136,15 +139,7 @@ def choose_device(allocations: pl.DataFrame, device: str | None) -> str:
     totals = allocations.group_by(pl.col("device").cast(pl.String)).agg(pl.col("size_bytes").sum())
     found: dict[str, int] = dict(totals.iter_rows())
     if device is not None:
-        _require(device in found, "device", device, sorted(found))
+        require_known(device in found, "device", device, sorted(found))
         return device
     gpus = [name for name in found if name not in ("cpu", "meta")]
     return max(gpus, key=lambda name: (found[name], name)) if gpus else "cpu"
-
-
-def _require(
-    ok: bool, what: str, got: object, known: list[object] | list[str], *, where: str = "the run"
-) -> None:
-    if not ok:
-        choices = ", ".join(str(k) for k in known[:12]) + (", …" if len(known) > 12 else "")
-        raise ValueError(f"{where} has no {what} {got!r}; it has: {choices or 'none'}")

@@ -8,7 +8,7 @@ from attnprof.attribution.flow import Flow
 from attnprof.attribution.kinds import find_first_chunks, judge_kinds
 from attnprof.attribution.pairs import Pair, Pattern
 from attnprof.attribution.paths import common_path
-from attnprof.attribution.products import MULTIPLICATIONS, factors, is_index, is_product
+from attnprof.attribution.products import INTEGERS, MULTIPLICATIONS, factors, is_index, is_product
 from attnprof.attribution.shapes import count_repeats, read_shapes
 from attnprof.vocabulary import AttentionKind
 
@@ -190,7 +190,7 @@ def _read_fused(facts: Facts, call: AttentionCall) -> None:
         for r in facts.rows_in(op)
         if r not in rows[:3]
         and facts.signature_of(r).numel > 1
-        and facts.signature_of(r).dtype not in ("int64", "int32")  # lengths, tables of blocks
+        and facts.signature_of(r).dtype not in INTEGERS
         and len(rows) >= 3
         and len(facts.signature_of(r).shape) >= 2
     ]

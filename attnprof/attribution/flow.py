@@ -20,6 +20,7 @@ from attnprof.attribution.pairs import Pair, Pattern, has_clean_sides, pattern_o
 from attnprof.attribution.products import (
     CONVOLUTION,
     EMBEDDING,
+    INTEGERS,
     LINEARS,
     OVERWRITING,
     classify,
@@ -302,7 +303,7 @@ class Flow:
         kept = False
         for row in self._facts.rows_out(op):
             # Indices found among scores (a top-k, a sort) are not scores, nor what they gather.
-            is_index = self._facts.signature_of(row).dtype in ("int64", "int32")
+            is_index = self._facts.signature_of(row).dtype in INTEGERS
             if not is_index and self._has_both_sides(self.bits[row], self._pairs[number]):
                 self.pair_of[row] = number
                 kept = True

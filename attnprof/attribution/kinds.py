@@ -10,10 +10,8 @@ from attnprof.attribution.facts import Facts
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.origins import Origin
 from attnprof.attribution.pairs import Pair, Pattern
-from attnprof.attribution.products import CONVOLUTIONS, factors, is_product
+from attnprof.attribution.products import CONVOLUTIONS, INTEGERS, factors, is_product
 from attnprof.vocabulary import AttentionKind
-
-_INDICES = frozenset({"int64", "int32"})
 
 _CHOOSING = frozenset({"index", "index_select", "gather", "take", "take_along_dim", "slice"})
 """Ops that leave out elements; others that make less of their operand sum up or pool it."""
@@ -58,11 +56,9 @@ def find_first_chunks(
     columns = (facts.scopes[name].tolist() for name in ("scope", "enter_op", "exit_op"))
     reading = {
         scope
-        for scope, enter, leave in zip(*columns, strict=True)
-        if any(
-            _reads_empty_state(facts, flow, op, states[scope])
-            for op in range(enter, leave if scope in states else enter)
-        )
+        for scope, *span in zip(*columns, strict=True)
+        if scope in states
+        and any(_reads_empty_state(facts, flow, op, states[scope]) for op in range(*span))
     }
     for call in calls:
         is_inner = call.pattern is Pattern.SCORES and not call.has_normaliser
@@ -133,7 +129,7 @@ def _count_tokens(facts: Facts, row: int, outer: int) -> tuple[int, bool]:
             width = signature.shape[1 if name in CONVOLUTIONS else -1]
             return (signature.numel // width // outer if width else 0), is_pooled
         # Not the indices of what is gathered.
-        inputs = [r for r in facts.rows_in(op) if facts.signature_of(r).dtype not in _INDICES]
+        inputs = [r for r in facts.rows_in(op) if facts.signature_of(r).dtype not in INTEGERS]
         if not inputs:
             break
         row = max(inputs, key=lambda r: facts.signature_of(r).numel)

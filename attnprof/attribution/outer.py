@@ -4,7 +4,7 @@
 broadcast along the tokens of the other, and the sum contracts the features that both share.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, SIDES, TOKEN, Bits
 from attnprof.attribution.facts import Facts
@@ -53,9 +53,7 @@ class OuterProducts:
         for row in rows:
             outer = self._found.get(int(facts.producer_row[row]))
             if outer is not None and facts.signature_of(row).shape == shape:
-                self._found[outs[0]] = Outer(
-                    (*outer.ops, op), outer.left, outer.right, outer.shared
-                )
+                self._found[outs[0]] = replace(outer, ops=(*outer.ops, op))
                 return
         found = self._read(op, shape, bits) if of_data else None
         if found is not None:

@@ -28,7 +28,8 @@ OVERWRITING = frozenset({"copy_", "fill_", "zero_"})
 INDEXING = re.compile(r"^(index|gather|scatter|embedding|take)")
 """Ops whose integer operands are places in another operand."""
 
-_INTEGERS = frozenset({"int64", "int32"})
+INTEGERS = frozenset({"int64", "int32"})
+"""The dtypes of indices, lengths and tables of blocks."""
 
 OTHER, EMBEDDING, CONVOLUTION = -1, -2, -3
 
@@ -53,7 +54,7 @@ def is_product(facts: Facts, op: int) -> bool:
 def is_index(facts: Facts, row: int) -> bool:
     """Return whether an op takes the integers in an operand row for places in another operand."""
     name = facts.short_names[facts.code[facts.row_op[row]]]
-    return facts.signature_of(row).dtype in _INTEGERS and bool(INDEXING.match(name))
+    return facts.signature_of(row).dtype in INTEGERS and bool(INDEXING.match(name))
 
 
 def is_outer_product(facts: Facts, op: int) -> bool:

@@ -42,8 +42,8 @@ def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> No
     call.heads = _count_heads(facts, flow, first_left if is_merged else -1, rest)
     # Data handed in as (B, H, T, D), without projections, is all tokens but for the last dimension.
     is_clear = all(b in (TOKEN, FEATURE) for _, b in rest) and any(b == FEATURE for _, b in rest)
-    first_dim = key_dims | {i for i, bit in enumerate(bits) if bit & (LEFT | RIGHT)}
-    if len(signature.shape) == 4 and not is_clear and 0 not in first_dim:
+    of_tokens = key_dims | {i for i, bit in enumerate(bits) if bit & (LEFT | RIGHT)}
+    if len(signature.shape) == 4 and not is_clear and 0 not in of_tokens:
         call.heads = signature.numel // max(1, q_len * k_len * signature.shape[0])
     call.batch = max(1, signature.numel // max(1, q_len * k_len * call.heads))
     call.dtype = signature.dtype

@@ -11,6 +11,7 @@ them in place. Found by running every operator of torch 2.13 both ways.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,33 +29,36 @@ broadcast_shapes: Callable[..., torch.Size] = torch.broadcast_shapes
 Mend = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 """Takes a fake kernel's result and the op's arguments, and returns the result to have."""
 
-
-MOST_REAL_BYTES = 64 << 20
+_MOST_REAL_BYTES = 64 << 20
 """An operator without a fake kernel is run on real zeros if its operands are no larger."""
-
 
 _FEW_STEPS = 128
 """Of an LSTM that is run for real, to learn what it keeps."""
+_RNN_OPERANDS = 7
+"""Tensors that an LSTM's kernel takes: the inputs, four of weights and biases, and two states."""
 
 
 def run_kernel(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an op on fake tensors, in a fake mode that does not fall back to real kernels.
 
+    The result is as the kernel for the CPU would leave it.
+
     Raises:
         DryRunError: It has no fake kernel, and its real one would need real memory.
     """
-    kernel = _KERNELS.get(func)
+    kernel, mend = _KERNELS.get(func), _MENDS.get(func)
     if kernel is not None:
         return kernel(*args, **kwargs)
     try:
-        return mend_result(func, args, kwargs, func(*args, **kwargs))
+        result = func(*args, **kwargs)
+        return result if mend is None else mend(result, args, kwargs)
     except UnsupportedOperatorException:
         tensors = list(list_tensors((*args, *kwargs.values())))
         mode = next((t.fake_mode for t in tensors if isinstance(t, FakeTensor)), None)
         size = sum(t.numel() * t.element_size() for t in tensors)
         if mode is None:
             raise
-        if size > MOST_REAL_BYTES:
+        if size > _MOST_REAL_BYTES:
             raise DryRunError(
                 f"{func.name()} says nothing of the shapes it returns, at {find_line()}, and to "
                 f"find out its kernel would need {format_bytes(size)} of real memory; register a "
@@ -65,12 +69,6 @@ def run_kernel(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return func(*args, **kwargs)
         finally:
             mode.allow_fallback_kernels = False
-
-
-def mend_result(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-    """Return the result of a fake kernel as the kernel for the CPU would leave it."""
-    mend = _MENDS.get(func)
-    return result if mend is None else mend(result, args, kwargs)
 
 
 def _lay_out(result: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
@@ -181,24 +179,27 @@ def _mend_rnn(results: tuple[torch.Tensor, ...], args: Any, kwargs: Any) -> Any:
         return (*results[:-1], None)  # in evaluation nothing is kept
     length = args[0].shape[0]
     few = min(length, _FEW_STEPS)
-    size = _measure_workspace(args, few)
+    operands = tuple((tensor.shape, tensor.dtype) for tensor in args[:_RNN_OPERANDS])
+    options = tuple(tuple(o) if isinstance(o, list) else o for o in args[_RNN_OPERANDS:])
+    size = _measure_workspace(operands, options, few)
     if length > few:
-        grown = size - _measure_workspace(args, few // 2)
+        grown = size - _measure_workspace(operands, options, few // 2)
         size += grown * (length - few) // (few - few // 2)
     return (*results[:-1], results[-1].new_empty(size))
 
 
-def _measure_workspace(args: Any, length: int) -> int:
-    """Return the bytes that the real kernel keeps for a length, by running it on zeros."""
+@cache
+def _measure_workspace(
+    operands: tuple[tuple[torch.Size, torch.dtype], ...], options: tuple[Any, ...], length: int
+) -> int:
+    """Return the bytes that the real kernel keeps for a length, by running it on zeros.
+
+    Every layer and step of a model asks again.
+    """
     with no_dispatch():
-        real = [
-            torch.zeros(argument.shape, dtype=argument.dtype)
-            if isinstance(argument, torch.Tensor)
-            else argument
-            for argument in args
-        ]
-        real[0] = real[0][:length]
-        size: int = aten.mkldnn_rnn_layer.default(*real)[-1].untyped_storage().nbytes()
+        inputs, *others = (torch.zeros(shape, dtype=dtype) for shape, dtype in operands)
+        kept = aten.mkldnn_rnn_layer.default(inputs[:length], *others, *options)[-1]
+        size: int = kept.untyped_storage().nbytes()
     return size
 
 

@@ -67,6 +67,7 @@ MOVES = frozenset(
     )
 )  # fmt: skip
 """Ops whose result holds elements of their first operand and nothing else."""
+_DRAWS_IF_FEW = _DRAWS_TO_DECIDE | _DRAWS_OF_ONE | DRAWS_BY
 _COMPARISONS = frozenset(f"aten::{name}" for name in ("eq", "ne", "lt", "le", "gt", "ge"))
 KEEPERS = frozenset(f"aten::{name}" for name in ("all", "amax", "amin", "any", "mean"))
 """Reductions that give the number of which an operand consists."""
@@ -79,6 +80,12 @@ def list_tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
             yield value
         elif isinstance(value, list | tuple):
             yield from list_tensors(value)
+
+
+def name_of(func: Any) -> str:
+    """Return an operator's name without its overload; "" for a higher-order one."""
+    name: str = getattr(getattr(func, "_schema", None), "name", "")
+    return name
 
 
 def shorten(data: torch.Tensor) -> torch.Tensor:
@@ -112,10 +119,10 @@ def _is_small(shape: torch.Size) -> bool:
 
 def draws(func: Any, args: Any) -> bool:
     """Return whether ``func`` draws numbers that can be followed."""
-    name = getattr(getattr(func, "_schema", None), "name", "")
+    name = name_of(func)
     if name in _DRAWS:
         return True
-    if name not in _DRAWS_TO_DECIDE | _DRAWS_OF_ONE | DRAWS_BY:
+    if name not in _DRAWS_IF_FEW:
         return False
     shape = args[0].shape if isinstance(args[0], torch.Tensor) else torch.Size(args[0])
     return shape.numel() == 1 if name in _DRAWS_OF_ONE else _is_small(shape)

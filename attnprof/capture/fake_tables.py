@@ -42,9 +42,9 @@ class Tables:
             LengthError: The table ends before that.
         """
         if func is aten.slice.Tensor:
-            table, dim, _, end = (*args, 0, None, None)[:4] if len(args) < 4 else args[:4]
-            if end is not None and 0 < end <= table.shape[dim]:
-                self._note(table.shape[dim], end)
+            end = args[3] if len(args) > 3 else None  # of (table, dim, start, end, …)
+            if end is not None and 0 < end <= args[0].shape[args[1]]:
+                self._note(args[0].shape[args[1]], end)
         elif func is aten.embedding.default:
             self._look_up(args[0].shape[0], args[1], from_end=False)
         elif func is aten.index_select.default:

@@ -35,6 +35,7 @@ from attnprof.capture.fake_rules import (
     is_cheap,
     list_tensors,
     list_written,
+    name_of,
     shorten,
 )
 from attnprof.capture.fake_shapes import run_by_values
@@ -162,7 +163,7 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
 
     def _find_guess(self, func: Any, args: Any, tensors: list[torch.Tensor]) -> Guess | None:
         """Return the boldest guess that a result of ``func`` rests on."""
-        name = getattr(getattr(func, "_schema", None), "name", "")
+        name = name_of(func)
         if name in FILLED_WITH or name in NUMBER_AT:
             return None
         guess = self._knowledge.find_guess(tensors[1:] if name == "aten::copy_" else tensors)

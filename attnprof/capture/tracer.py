@@ -26,7 +26,6 @@ from attnprof.capture.devices import (
 )
 from attnprof.capture.dynamo import leave_alone
 from attnprof.capture.endings import status_of, text_of, without_own_frames
-from attnprof.capture.fake_twins import Twins
 from attnprof.capture.ledger import Ledger
 from attnprof.capture.modules import ModuleNames, ModuleWatch
 from attnprof.capture.optimizers import OptimizerWatch
@@ -38,6 +37,7 @@ from attnprof.store.writer import RunWriter, claim_directory
 from attnprof.vocabulary import Detail, Status
 
 if TYPE_CHECKING:
+    from attnprof.capture.fake_twins import Twins
     from attnprof.run import Run
 
 _active: "Tracer | None" = None
@@ -63,7 +63,7 @@ class Tracer:
         samples_per_second: float = 10.0,
         detail: str = "auto",
         info: dict[str, Any] | None = None,
-        twins: Twins | None = None,
+        twins: "Twins | None" = None,
     ) -> None:
         """Prepare a trace; nothing happens before ``with``.
 

@@ -138,6 +138,7 @@ def _dry_run(
     from attnprof.cli.aside import dry_running_aside
     from attnprof.cli.console import fail, working
     from attnprof.cli.target import is_from_workload, load_without_collecting, show_failure
+    from attnprof.report.words import NO_TENSORS
 
     with ExitStack() as stack:
         try:
@@ -156,10 +157,7 @@ def _dry_run(
             with working(f"running dry at n = {seq_len} …"):
                 run = dry_run(workload, seq_len, target=machine.target, directory=out)
             if run.allocations.is_empty():  # and 0 bytes would fit anywhere
-                raise CommandError(
-                    "the workload makes no tensors; see that the function that make_step returns "
-                    "runs the model"
-                )
+                raise CommandError(NO_TENSORS)
         except KeyboardInterrupt:
             return fail("interrupted", INTERRUPTED)
         except BaseException as error:

@@ -4,6 +4,7 @@ from attnprof.analysis.fits import TOTAL, Fit
 from attnprof.analysis.laws import Law
 from attnprof.report.growth_summary import Capacity, GrowthSummary
 from attnprof.report.verdict import format_share
+from attnprof.report.words import NO_TENSORS
 from attnprof.store.lengths import DRY_RUN, MEASURED, STEPS
 from attnprof.units import format_bytes
 
@@ -64,10 +65,7 @@ def _describe_ignorance(summary: GrowthSummary) -> str:
     if not summary.points:
         return "No length was run, so how memory grows is not known"
     if any(point.is_done for point in summary.points):
-        return (
-            "Nothing was recorded: the workload makes no tensors; see that the function that "
-            "make_step returns runs the model"
-        )
+        return f"Nothing was recorded: {NO_TENSORS}"
     first = summary.points[0]
     ended = first.status.replace("_", " ")
     reason = f" ({first.reason})" if first.reason else ""

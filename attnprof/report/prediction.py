@@ -30,6 +30,13 @@ class Horizon:
     limit: PositionLimit | None = None
     """How long a sequence can be at most, whatever memory there is, if that is known."""
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether a table of positions ends before memory does."""
+        return self.limit is not None and (
+            self.wall is None or self.limit.seq_len < self.wall.seq_len
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
@@ -140,7 +147,7 @@ def write_horizon(prediction: Prediction) -> str:
     if law is not None:
         parts.append(f"Around n = {prediction.seq_len:,} the peak is {format_law(law)}")
     limit = prediction.horizon.limit
-    if limit is not None and (wall is None or limit.seq_len < wall.seq_len):
+    if limit is not None and prediction.horizon.is_limited:
         parts.append(
             f"all lengths fit that the workload can take, which end at n = {limit.seq_len:,} with "
             f"a table of {limit.rows:,} rows at {limit.at}"
@@ -173,18 +180,9 @@ def collect_prediction_notes(prediction: Prediction) -> list[Note]:
                 is_warning=True,
             )
         )
-    limit = prediction.horizon.limit
-    if prediction.horizon.wall is not None and limit is not None:
-        notes.append(
-            Note(
-                "wall",
-                f"if there were positions for it, {prediction.horizon.wall.sentence}"
-                if limit.seq_len < prediction.horizon.wall.seq_len
-                else prediction.horizon.wall.sentence,
-            )
-        )
-    elif prediction.horizon.wall is not None:
-        notes.append(Note("wall", prediction.horizon.wall.sentence))
+    if prediction.horizon.wall is not None:
+        condition = "if there were positions for it, " if prediction.horizon.is_limited else ""
+        notes.append(Note("wall", condition + prediction.horizon.wall.sentence))
     notes += [Note("assumed", text) for text in prediction.assumptions]
     for advice in prediction.advice:
         notes += [Note("advice", f"{advice.title}: {text}") for text in advice.assumes]

@@ -5,6 +5,10 @@ from attnprof.vocabulary import Category
 OUTSIDE = "(no module)"
 """What a block is said to belong to when no module made it."""
 
+NO_TENSORS = (
+    "the workload makes no tensors; see that the function that make_step returns runs the model"
+)
+
 MEANINGS: dict[Category, str] = {
     Category.PARAMETERS: "the model's weights",
     Category.BUFFERS: "tensors of the model that are not trained",

@@ -9,6 +9,7 @@ from attnprof.analysis.what_if.scenario import Change, DoesNotApply, Options, Re
 from attnprof.analysis.what_if.scene import Scene
 from attnprof.analysis.what_if.table import Table
 from attnprof.attribution.phases import CODE as PHASE
+from attnprof.units import require_countable
 from attnprof.vocabulary import AttentionKind, Category, Phase, Role
 
 _FIXED = (
@@ -162,11 +163,7 @@ def _scale(scene: Scene, table: Table, steps: dict[int, _Step], change: _Change)
     )
     size = table.size_bytes.astype(np.float64)
     size[~fixed] *= factors[of.ravel()] if len(factors) else 1.0
-    if not size.sum() < 2**63:
-        raise ValueError(
-            "the blocks would add up to 2^63 bytes or more, which cannot be counted; give a "
-            "smaller batch or length"
-        )
+    require_countable(size.sum(), "the blocks would", "a smaller batch or length")
     return table.resize(~fixed, np.ceil(size).astype(np.int64))
 
 

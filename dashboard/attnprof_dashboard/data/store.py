@@ -161,8 +161,8 @@ def _run_derive(path: Path, out: Path) -> None:
     if not _is_long(path):
         derive(path, out)
         return
-    command = [sys.executable, "-m", "attnprof_dashboard.data.derive", str(path), str(out)]
-    command.append(HELD)
+    module = "attnprof_dashboard.data.derive"
+    command = [sys.executable, "-m", module, str(path), str(out), HELD]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     ours, held = os.pipe()
     try:  # it reads from the pipe, whose other end closes with this process, however that ends
