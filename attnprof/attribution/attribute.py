@@ -127,12 +127,13 @@ def _build_allocations(
     facts: Facts, timeline: Timeline, blocks: Blocks, labels: Labels
 ) -> pl.DataFrame:
     step = timeline.step_of(blocks.at_op)
-    made_at = _find_makers(facts, blocks, labels)
+    compiled_at = _find_compiled(facts, blocks)
+    made_at = _find_makers(blocks, labels, compiled_at)
     # One more entry than there are ops: blocks that no op made point at the last.
     phase = np.append(timeline.phase, PHASE[Phase.OUTSIDE])[made_at]
     code = np.append(facts.code, -1)[blocks.op]
     saved = _find_saved(timeline, blocks, made_at, phase)
-    category, exact = _find_categories(facts, timeline, blocks, labels, phase, saved)
+    category, exact = _find_categories(facts, timeline, blocks, labels, phase, saved, compiled_at)
     layer, layer_names = _find_layers(facts, blocks, made_at, labels)
     signatures = pl.DataFrame(
         {
@@ -167,12 +168,25 @@ def _build_allocations(
     )
 
 
-def _find_makers(facts: Facts, blocks: Blocks, labels: Labels) -> Ints:
+def _find_compiled(facts: Facts, blocks: Blocks) -> Ints:
+    """Return per block that no op made the op of compiled code by which it was seen, or -1."""
+    # An op that takes no memory, as a view, may have returned before kernels after it took some.
+    may_be_next = facts.is_compiled.copy()
+    may_be_next[blocks.op[blocks.op >= 0]] = may_be_next[-1] = True
+    numbers = np.where(may_be_next, np.arange(facts.count + 1), facts.count)
+    following = np.minimum.accumulate(numbers[::-1])[::-1]
+    has_history = np.isin(blocks.device, [each.blocks.device for each in facts.allocated])
+    at = np.minimum(blocks.at_op, facts.count)
+    at = np.where(has_history, following[at], at)
+    was_there = has_history & blocks.is_found
+    return np.where((blocks.op < 0) & ~was_there & facts.is_compiled[at], at, -1)
+
+
+def _find_makers(blocks: Blocks, labels: Labels, compiled_at: Ints) -> Ints:
     """Return per block the op that made it, or in compiled code the op by which it was seen."""
-    in_compiled = (blocks.op < 0) & facts.is_compiled[np.minimum(blocks.at_op, facts.count)]
     label = np.append(labels.category, -1)[blocks.storage]
-    is_made_there = in_compiled & ~np.isin(label, [CATEGORY[c] for c in _FROM_OUTSIDE])
-    return np.where(is_made_there, blocks.at_op, blocks.op)
+    is_made_there = (compiled_at >= 0) & ~np.isin(label, [CATEGORY[c] for c in _FROM_OUTSIDE])
+    return np.where(is_made_there, compiled_at, blocks.op)
 
 
 def _look_up(words: list[str], positions: Ints) -> pl.Series:
@@ -233,7 +247,13 @@ _READ_FORWARD, _READ_BACKWARD, _READ_OPTIMIZER = 1, 2, 4
 
 
 def _find_categories(
-    facts: Facts, timeline: Timeline, blocks: Blocks, labels: Labels, phase: Ints, saved: Bools
+    facts: Facts,
+    timeline: Timeline,
+    blocks: Blocks,
+    labels: Labels,
+    phase: Ints,
+    saved: Bools,
+    compiled_at: Ints,
 ) -> tuple[Ints, Bools]:
     """Return per block its category (its label, else what its life says) and if that is certain."""
     # The last entry of these is for blocks without a storage.
@@ -242,7 +262,7 @@ def _find_categories(
     from_nobody = blocks.op < 0
     is_workspace = (blocks.storage == NO_STORAGE) & ~from_nobody
     unseen = (blocks.storage == NO_STORAGE) & from_nobody & ~blocks.is_found
-    in_compiled = from_nobody & facts.is_compiled[np.minimum(blocks.at_op, facts.count)]
+    in_compiled = compiled_at >= 0
     # What lives on after all calls may be one of its constants.
     of_kernel = in_compiled & blocks.is_freed
     outside = (phase == PHASE[Phase.OUTSIDE]) & ~from_nobody

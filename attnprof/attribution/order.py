@@ -244,19 +244,49 @@ def _match(ledger: Events, starts: Ints, device: DeviceBlocks) -> Ints:
     begun = np.maximum.accumulate(np.where(tag >= 0, tag, 0))
     to_come = np.minimum.accumulate(np.where(tag >= 0, tag, never)[::-1])[::-1]
     gone = np.append(to_come, never)[device.end]  # by then; a live block's -1 is the last entry
-    addresses, rank = np.unique(device.address, return_inverse=True)
-    order = np.lexsort((device.begin, rank))
     op = ledger["op"][starts[storages]].astype(np.int64)
-    span = max(int(begun.max(initial=0)), int(op.max())) + 1
-    keys = rank[order] * span + begun[device.begin[order]]
     address = ledger["address"][starts[storages]]
-    wanted = np.minimum(np.searchsorted(addresses, address), len(addresses) - 1)
-    at = np.searchsorted(keys, wanted * span + op, "right") - 1
-    block = order[np.maximum(at, 0)]
-    ok = (at >= 0) & (device.address[block] == address) & (op <= gone[block])
+    sizes = ledger["size_bytes"][starts[storages]]
+    # Between two ops that are noted, fused kernels take and return many blocks at one address.
+    at_begin = begun[device.begin]
+    there = _pair(device.address, device.requested_bytes)
+    by_size = _find_last_begun(there, at_begin, device.begin, _pair(address, sizes), op)
+    is_found = (by_size >= 0) & (op <= gone[by_size])
+    by_address = _find_last_begun(device.address, at_begin, device.begin, address, op)
+    block = np.where(is_found, by_size, by_address)
+    ok = (block >= 0) & (op <= gone[block])
     # Assigned last wins: the first storage.
     result[block[ok][::-1]] = storages[ok][::-1]
     return result
+
+
+def _find_last_begun(
+    there: np.ndarray, at_begin: Ints, begin: Ints, wanted: np.ndarray, op: Ints
+) -> Ints:
+    """Return for each storage the last block of its kind that had begun at its op, or -1.
+
+    Args:
+        there: Per block what tells its kind, such as its address.
+        at_begin: Per block, the op that had begun when it was taken.
+        begin: Per block, the event that took it.
+        wanted: Per storage the kind of its block.
+        op: Per storage, the op by which it was seen.
+    """
+    span = max(int(at_begin.max(initial=0)), int(op.max())) + 1
+    kinds, rank = np.unique(there, return_inverse=True)
+    order = np.lexsort((begin, rank))
+    keys = rank[order] * span + at_begin[order]
+    kind = np.minimum(np.searchsorted(kinds, wanted), len(kinds) - 1)
+    at = np.searchsorted(keys, kind * span + op, "right") - 1
+    block = order[np.maximum(at, 0)]
+    result: Ints = np.where((at >= 0) & (there[block] == wanted), block, -1)
+    return result
+
+
+def _pair(address: Ints, size_bytes: Ints) -> np.ndarray:
+    """Return addresses and sizes as values that compare equal where both do."""
+    both = np.stack([address, size_bytes], 1).astype(np.int64)
+    return np.ascontiguousarray(both).view([("address", np.int64), ("size", np.int64)]).ravel()
 
 
 def _match_in_turn(ledger: Events, starts: Ints, storages: Ints, device: DeviceBlocks) -> Ints:

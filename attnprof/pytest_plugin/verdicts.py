@@ -121,5 +121,11 @@ def find_doubts(run: Run) -> Iterator[str]:
     """Yield what the run could not see or know, so that a limit may be kept only seemingly."""
     if run.has_compiled_code:
         yield "compiled code ran, and what its kernels take inside is not all counted"
+    for device, counted in (run.info.get("allocator") or {}).get("devices", {}).items():
+        if held := counted.get("end", {}).get("private_bytes"):
+            yield (
+                f"private pools held {format_bytes(held)} of {device} (CUDA graphs, "
+                "torch.cuda.MemPool), and what a replayed graph needs in there is not counted"
+            )
     for assumption in (run.info.get("dry_run") or {}).get("assumptions", ()):
         yield f"this is a dry run, in which {assumption}"

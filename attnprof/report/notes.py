@@ -148,9 +148,11 @@ def _note_context(about: dict[str, Any], peak: Peak) -> list[Note]:
     if counted.get("private_bytes"):
         text = (
             f"{format_bytes(counted['private_bytes'])} of what was reserved at the end belong to "
-            "private pools (CUDA graphs, torch.cuda.MemPool), whose free memory serves nobody else"
+            "private pools (CUDA graphs, torch.cuda.MemPool), whose free memory serves nobody "
+            "else. A CUDA graph that is replayed takes no blocks and runs no ops: what it needs "
+            "in there is shown by a trace in which the graph is recorded"
         )
-        notes.append(Note("pools", text))
+        notes.append(Note("pools", text, is_warning=True))
     if not counted.get("process_bytes"):
         return notes  # no NVML, or it does not know this process
     process, reserved = counted["process_bytes"], counted["reserved_bytes_current"]

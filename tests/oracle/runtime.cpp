@@ -28,6 +28,7 @@ struct Segment {
   int device;
 };
 std::map<size_t, Segment> segments;
+std::map<cudaStream_t, unsigned long long> captures;
 
 size_t number(const char* name, size_t otherwise) {
   const char* text = getenv(name);
@@ -169,8 +170,34 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
   return *least = 0, *greatest = -1, cudaSuccess;
 }
 cudaError_t cudaStreamGetPriority(cudaStream_t, int* priority) { return *priority = 0, cudaSuccess; }
-cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  return *status = cudaStreamCaptureStatusNone, cudaSuccess;
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  *status = captures.count(stream) ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  static unsigned long long next = 0;
+  return captures[stream] = ++next, cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  captures.erase(stream);
+  return *graph = reinterpret_cast<cudaGraph_t>(8), cudaSuccess;
+}
+cudaError_t cudaStreamGetCaptureInfo(
+    cudaStream_t stream, cudaStreamCaptureStatus* status, unsigned long long* id, cudaGraph_t* graph,
+    const cudaGraphNode_t**, const cudaGraphEdgeData**, size_t* dependencies) {
+  if (id && captures.count(stream)) *id = captures[stream];
+  if (graph) *graph = reinterpret_cast<cudaGraph_t>(8);
+  if (dependencies) *dependencies = 0;
+  return cudaStreamIsCapturing(stream, status);
+}
+cudaError_t cudaGraphGetNodes(cudaGraph_t, cudaGraphNode_t*, size_t* count) {
+  return *count = 1, cudaSuccess;  // torch warns of empty graphs
+}
+cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* graph, cudaGraph_t, unsigned long long) {
+  return *graph = reinterpret_cast<cudaGraphExec_t>(8), cudaSuccess;
+}
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) {
+  return *milliseconds = 1, cudaSuccess;
 }
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int) {
   static size_t next = 0;
@@ -200,9 +227,11 @@ cudaError_t cudaGetDriverEntryPoint(
     cudaDriverEntryPointQueryResult* result) {
   return cudaGetDriverEntryPointByVersion(name, function, 0, flags, result);
 }
+#ifndef cudaGetDeviceProperties  // before CUDA 13 the macro gives it this name
 cudaError_t cudaGetDeviceProperties_v2(cudaDeviceProp* properties, int device) {
   return cudaGetDeviceProperties(properties, device);
 }
+#endif
 void** __cudaRegisterFatBinary(void*) {
   static void* handle = nullptr;
   return &handle;

@@ -7,7 +7,6 @@ attention kernel it takes, what its ops allocate. What kernels compute is not th
 import re
 import subprocess
 from collections import defaultdict
-from collections.abc import Collection
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -29,6 +28,18 @@ _SPECIAL = {
         "int cublasLtMatmulAlgoGetHeuristic(void* a, void* b, void* c, void* d, void* e, void* f,"
         " void* g, int n, void* results, int* found) { return *found = 1, 0; }"
     ),
+}
+_DRIVER = {  # Triton's: linked by what it compiles, or looked up by name
+    "cuCtxGetLimit",
+    "cuCtxSetCurrent",
+    "cuCtxSetLimit",
+    "cuFuncSetAttribute",
+    "cuFuncSetCacheConfig",
+    "cuLaunchKernel",
+    "cuLaunchKernelEx",
+    "cuModuleUnload",
+    "cuOccupancyMaxActiveClusters",
+    "cuTensorMapEncodeTiled",
 }
 _NVML = {  # looked up by name when they are needed
     "nvmlDeviceGetComputeRunningProcesses",
@@ -59,20 +70,27 @@ def build_stand_in(torch_directory: Path, cuda_headers: Path, target: Path) -> N
     for symbol, version in re.findall(r" U ((?:__)?(?:cu|nccl|nv)\w+)(?:@(\S+))?", symbols):
         if version or symbol not in defined:
             wanted[version].add(symbol)
-    compile_cpp(
-        ["-c", "-fPIC", f"-I{cuda_headers}", HERE / "runtime.cpp", "-o", "runtime.o"], target
-    )
-    listing = subprocess.check_output(["nm", "--defined-only", target / "runtime.o"], text=True)
-    runtime = set(re.findall(r" T ((?:__)?cuda\w+)", listing))
     for library in sorted(needed - {file.name for file in files}):
         version = "NVSHMEM" if "nvshmem" in library else library
-        version = "" if library.startswith("libcuda.") else version
-        names = wanted[version]
         if library.startswith("libcudart"):
-            write_library(target, library, version, names - runtime, runtime)
+            part = compile_part("runtime", cuda_headers, target)
+        elif library.startswith("libcuda."):
+            version = ""
+            part = compile_part("driver", cuda_headers, target)
+            wanted[version] |= _DRIVER
         else:
-            write_library(target, library, version, names)
+            part = None
+        write_library(target, library, version, wanted[version], part)
     write_library(target, "libnvidia-ml.so.1", "", _NVML)
+
+
+def compile_part(name: str, cuda_headers: Path, target: Path) -> tuple[str, set[str]]:
+    """Compile a source beside this file; return the object's name and what it defines."""
+    compile_cpp(
+        ["-c", "-fPIC", f"-I{cuda_headers}", HERE / f"{name}.cpp", "-o", f"{name}.o"], target
+    )
+    listing = subprocess.check_output(["nm", "--defined-only", target / f"{name}.o"], text=True)
+    return f"{name}.o", set(re.findall(r" T ((?:__)?cu\w+)", listing))
 
 
 def write_library(
@@ -80,22 +98,26 @@ def write_library(
     library: str,
     version: str,
     names: set[str],
-    runtime: Collection[str] = frozenset(),
+    part: tuple[str, set[str]] | None = None,
 ) -> None:
-    """Build one library whose functions succeed and do nothing, and the runtime's if given."""
+    """Build one library whose functions succeed and do nothing, but for those of an object."""
+    objects, defined = ([part[0]], part[1]) if part else ([], set())
     source = target / f"{library}.c"
     source.write_text(
-        "\n".join(_SPECIAL.get(n, f"long {n}(void) {{ return 0; }}") for n in sorted(names)) + "\n"
+        "\n".join(
+            _SPECIAL.get(n, f"long {n}(void) {{ return 0; }}") for n in sorted(names - defined)
+        )
+        + "\n"
     )
     subprocess.run(
         ["gcc", "-c", "-fPIC", "-w", source, "-o", f"{library}.o"], cwd=target, check=True
     )
     options = [f"-Wl,-soname,{library}", "-o", library, f"{library}.o"]
-    if version and names.union(runtime):
-        exported = "; ".join(sorted(names.union(runtime)))
+    if version and names | defined:
+        exported = "; ".join(sorted(names | defined))
         (target / f"{library}.map").write_text(f"{version} {{ global: {exported}; }};\n")
         options.append(f"-Wl,--version-script={library}.map")
-    compile_cpp(["-shared", *options, *(["runtime.o"] if runtime else [])], target)
+    compile_cpp(["-shared", *options, *objects], target)
 
 
 def compile_cpp(arguments: list[str | Path], directory: Path) -> None:

@@ -266,11 +266,59 @@ def late_out_of_memory(traced: Traced) -> None:
     traced(fill)
 
 
+def compiled(traced: Traced) -> None:
+    """Attention written out, made into fused kernels in the first step."""
+    traced(Trainer(torch.compile(make_gpt2().cuda())).steps)
+
+
+def compiled_gqa(traced: Traced) -> None:
+    """Grouped heads and SDPA, compiled and run before the trace begins."""
+    trainer = Trainer(torch.compile(make_llama(use_cache=False).cuda()), autocast=True)
+    trainer.steps(1)
+    traced(trainer.steps)
+
+
+def graphs(traced: Traced) -> None:
+    """CUDA graphs of compiled code: the first step warms up, the second records, two replay."""
+    trainer = Trainer(torch.compile(make_gpt2().cuda(), mode="reduce-overhead"))
+    traced(lambda: trainer.steps(4))
+
+
+def replayed_graphs(traced: Traced) -> None:
+    """CUDA graphs of compiled code that were recorded before the trace begins."""
+    trainer = Trainer(torch.compile(make_gpt2().cuda(), mode="reduce-overhead"))
+    trainer.steps(3)
+    traced(trainer.steps)
+
+
+def own_graph(traced: Traced) -> None:
+    """A graph that the program itself records and replays."""
+    model = Attention().cuda()
+    x = torch.ones(BATCH, LENGTH, WIDTH, device="cuda")
+
+    @torch.no_grad()
+    def infer() -> None:
+        model(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = model(x)
+        for _ in range(3):
+            graph.replay()
+        y.sum()
+
+    traced(infer)
+
+
+COMPILED: dict[str, Callable[[Traced], None]] = {
+    program.__name__: program for program in (compiled, compiled_gqa, graphs, replayed_graphs)
+}
+"""Those that Triton compiles."""
+
 PROGRAMS: dict[str, Callable[[Traced], None]] = {
     program.__name__: program
     for program in (
         gpt2, gpt2_autocast, gqa, gqa_autocast, warmed_up, first_use, decoding, checkpointed,
-        two_streams, long_loop, private_pool, kernels,
+        two_streams, long_loop, private_pool, kernels, own_graph,
     )
 }  # fmt: skip
-"""All that end well."""
+"""All others that end well."""

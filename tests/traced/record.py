@@ -3,9 +3,10 @@
 Needs no GPU: torch's CUDA build runs on the libraries that ``tests/oracle/stand_in.py`` builds, so
 that allocator, autograd, dispatch and counters are torch's own, and no kernel computes anything.
 Besides what ``tests/oracle/record.py`` needs, this Python has to have attnprof's dependencies and
-transformers. It writes a zipped run directory per program into ``recorded/`` beside itself::
+transformers, and Triton (3.7.1, for what is compiled) has to be unpacked beside torch. It writes a
+zipped run directory per program, or for each that is named, into ``recorded/`` beside itself::
 
-    python tests/traced/record.py unpacked/torch unpacked/nvidia/cu13/include
+    python tests/traced/record.py unpacked/torch unpacked/nvidia/cu13/include [PROGRAM ...]
 """
 
 import os
@@ -30,18 +31,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Of programs that are not run as they are, on a large device."""
 
 
-def main(torch_directory: Path, cuda_headers: Path) -> None:
-    """Build the stand-in and record every program, each in a process of its own."""
+def main(torch_directory: Path, cuda_headers: Path, *wanted: str) -> None:
+    """Build the stand-in and record the programs, each in a process of its own."""
     sys.path.insert(0, str(ROOT))
     from tests.oracle.stand_in import build_stand_in, make_environment
-    from tests.traced.programs import PROGRAMS
+    from tests.traced.programs import COMPILED, PROGRAMS
 
     RECORDED.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         stand_in = Path(name) / "libraries"
         stand_in.mkdir()
         build_stand_in(torch_directory, cuda_headers, stand_in)
-        for case in [*PROGRAMS, *SETTINGS]:
+        for case in wanted or [*PROGRAMS, *COMPILED, *SETTINGS]:
             settings = SETTINGS.get(case, {})
             environment = make_environment(
                 stand_in,
@@ -52,7 +53,11 @@ def main(torch_directory: Path, cuda_headers: Path) -> None:
             )
             environment["PYTHONPATH"] = f"{torch_directory.parent}:{ROOT}"
             environment["PYTORCH_CUDA_ALLOC_CONF"] = settings.get("conf", "")
-            for directory in (None, Path(name) / case):
+            environment["TORCHINDUCTOR_CACHE_DIR"] = f"{name}/inductor"
+            environment["TRITON_CACHE_DIR"] = f"{name}/triton"
+            # Trying out kernels takes memory too, so that is done before anything is compared.
+            untraced = [None, None] if case in COMPILED else [None]
+            for directory in [*untraced, Path(name) / case]:
                 subprocess.run(
                     [sys.executable, __file__, settings.get("program", case), str(directory or "")],
                     env=os.environ | environment,
@@ -105,6 +110,6 @@ def pack(directory: Path, target: Path) -> None:
 
 if __name__ == "__main__":
     if Path(sys.argv[1]).is_dir():
-        main(Path(sys.argv[1]), Path(sys.argv[2]))
+        main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
     else:  # on the stand-in, asked by the other role
         run_program(sys.argv[1], sys.argv[2])

@@ -17,6 +17,7 @@ import pytest
 
 import attnprof
 from attnprof.attribution.attribute import attribute
+from attnprof.pytest_plugin.verdicts import find_doubts
 from attnprof.report.html import render_html
 from attnprof.report.json import render_json
 from attnprof.report.notes import Note
@@ -29,6 +30,7 @@ RECORDED = Path(__file__).with_name("recorded")
 CASES = sorted(path.stem for path in RECORDED.glob("*.zip"))
 FAILED = ["out_of_memory", "late_out_of_memory"]
 COMPLETED = [case for case in CASES if case not in FAILED]
+COMPILED = ["compiled", "compiled_gqa", "graphs", "replayed_graphs"]
 GPU = "cuda:0"
 MIB = 2**20
 VOCABULARY, WIDTH, LAYERS, HEADS, BATCH, LENGTH = 300, 96, 2, 4, 3, 80
@@ -122,9 +124,12 @@ def test_every_storage_lies_in_a_block_of_its_size(load: Load, case: str) -> Non
     }
     blocks = run.attribution.blocks
     found = dict(zip(blocks.storage.tolist(), blocks.size_bytes.tolist(), strict=True))
-    assert {storage for storage in needed if storage not in found} == set()
+    if case not in COMPILED:  # where buffers follow each other unseen, or lie in a graph's pool
+        assert {storage for storage in needed if storage not in found} == set()
     # A block may be larger by what is not worth splitting off.
-    assert all(rounded(size) <= found[storage] for storage, size in needed.items())
+    both = needed.keys() & found.keys()
+    assert all(rounded(needed[storage]) <= found[storage] for storage in both)
+    assert len(both) > 10
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -367,6 +372,36 @@ def test_pinned_memory_is_said(load: Load, tmp_path: Path) -> None:
     run.info["allocator"]["pinned"] = {"allocated_bytes_peak": 4 * MIB, "active_bytes_peak": MIB}
     (note,) = notes_of(run, "pinned")
     assert note.text.startswith("at most 4.0 MiB of the host's memory were pinned, and 1.0 MiB of")
+
+
+@pytest.mark.parametrize("case", ["compiled", "graphs"])
+def test_softmax_inside_kernels_that_triton_compiled_is_found(load: Load, case: str) -> None:
+    layers = load(case).layers()
+    assert layers["layer"].cast(pl.String).unique().sort().to_list() == [
+        f"transformer.h.{i}.attn" for i in range(LAYERS)
+    ]
+    assert layers["softmax_bytes"].to_list() == [SCORES] * len(layers)
+
+
+def test_memory_from_before_is_not_what_the_first_compiled_op_takes(load: Load) -> None:
+    categories = load("compiled_gqa").peak().by_category()
+    cublas = 2 * 4096 * 1024 + 8 * 16 * 1024
+    assert categories["preexisting"] == 2 * cublas
+    assert "workspace" not in categories
+
+
+def test_replayed_graphs_are_said_to_hide_what_they_need(load: Load) -> None:
+    run = load("replayed_graphs")
+    assert run.layers().is_empty()
+    (note,) = notes_of(run, "pools")
+    assert note.is_warning
+    assert "A CUDA graph that is replayed takes no blocks" in note.text
+    (doubt,) = [doubt for doubt in find_doubts(run) if "private pools" in doubt]
+    assert doubt.startswith("private pools held 26.0 MiB of cuda:0")
+    assert not [doubt for doubt in find_doubts(load("compiled")) if "private pools" in doubt]
+    # Where they are recorded inside the trace, it is there.
+    recorded = load("graphs").peak().by_category()
+    assert recorded["softmax"] == LAYERS * rounded(SCORES)
 
 
 def test_private_pools_are_said_and_counted(load: Load) -> None:
