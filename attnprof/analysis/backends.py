@@ -14,6 +14,7 @@ import numpy as np
 
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Facts, Signature
+from attnprof.attribution.pairs import Pattern
 from attnprof.attribution.products import factors
 from attnprof.store.schema import GRAD_ENABLED
 from attnprof.theory.sdpa import Backend, Capability, SdpaCall, choose_backend
@@ -45,6 +46,11 @@ def explain_backend(facts: Facts, call: AttentionCall) -> str:
         return f"{call.backend} is one op; its scores live and die inside it, unseen"
     if call.kind is AttentionKind.FUSED:
         return _explain_fused(facts, call)
+    if call.pattern is Pattern.SUMS:
+        return f"written out: sums of queries and keys around {call.backend}"
+    if call.pattern is Pattern.LEARNED:
+        made = "projected from queries alone" if call.firsts else "that are a parameter"
+        return f"written out: scores {made}, around {call.backend}"
     if call.backend != MATH_SOFTMAX:
         return f"written out: products around {call.backend}"
     if _is_flex(facts, call):

@@ -202,7 +202,8 @@ def _predict_saved(call: AttentionCall, facts: Facts) -> int:
     """Return what theory says autograd keeps between QKᵀ and PV, in bytes.
 
     B·H·Tq·Tk elements; one copy in the softmax's dtype, one more if PV reads another dtype, and
-    with dropout its mask and the dropped copy.
+    with dropout its mask and the dropped copy. Additive attention keeps the features of every
+    score besides: what its nonlinearity made of them, or was given.
     """
     if call.kind in (AttentionKind.FUSED, AttentionKind.LINEAR, AttentionKind.OPAQUE):
         return 0
@@ -210,4 +211,5 @@ def _predict_saved(call: AttentionCall, facts: Facts) -> int:
     item = ITEM_BYTES.get(call.dtype, 1)
     read = {facts.signature_of(row).dtype for row in call.path_rows} - {call.dtype, "bool"}
     casts = sum(ITEM_BYTES.get(dtype, 1) for dtype in read)
-    return elements * (item + casts + (2 * item if call.has_dropout else 0))
+    sums = call.sum_width * item
+    return elements * (item + casts + (2 * item if call.has_dropout else 0) + sums)

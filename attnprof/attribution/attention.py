@@ -2,14 +2,18 @@
 
 import re
 
+import numpy as np
+
 from attnprof.attribution.calls import AttentionCall
-from attnprof.attribution.facts import Facts
+from attnprof.attribution.facts import Bools, Facts
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.kinds import find_first_chunks, judge_kinds
+from attnprof.attribution.meetings import SumFlow, find_meetings, is_attention, read_sums
 from attnprof.attribution.pairs import Pair, Pattern
 from attnprof.attribution.paths import common_path
 from attnprof.attribution.products import INTEGERS, MULTIPLICATIONS, factors, is_index, is_product
 from attnprof.attribution.shapes import count_repeats, read_shapes
+from attnprof.attribution.synthesised import find_synthesised, is_mask
 from attnprof.vocabulary import AttentionKind
 
 _FUSED = re.compile(
@@ -18,6 +22,7 @@ _FUSED = re.compile(
 )
 _OPAQUE = re.compile(r"_native_multi_head_attention|_transformer_encoder_layer_fwd")
 _SOFTMAX = re.compile(r"softmax")
+_NORMALISING = re.compile(r"_?(safe_)?softmax|exp_?")
 _SUM = re.compile(r"(cum)?sum")
 _DROPOUT = re.compile(r"dropout|bernoulli")
 
@@ -36,6 +41,54 @@ def find_calls(facts: Facts, flow: Flow) -> list[AttentionCall]:
     return sorted(calls, key=lambda call: call.ops[0])
 
 
+def find_other_calls(
+    facts: Facts,
+    flow: Flow,
+    is_forward: Bools,
+    roles: dict[int, str],
+    calls: list[AttentionCall],
+) -> list[AttentionCall]:
+    """Return the calls of attention whose scores are no products of queries and keys.
+
+    They are looked for where a softmax is left that belongs to none of the calls found.
+
+    Args:
+        facts: The run's tables.
+        flow: What its tensors are made from.
+        is_forward: Per op, whether it computes rather than differentiates or updates.
+        roles: Per storage, its `Role`, where it has one.
+        calls: The attention calls that are known.
+    """
+    known = {op for call in calls for op in call.ops}
+    names = np.array([bool(_NORMALISING.fullmatch(n)) for n in facts.short_names], np.bool_)
+    starts = np.flatnonzero(names[facts.code] & is_forward).tolist()
+    left = [op for op in starts if op not in known]
+    if not left:
+        return []
+    meetings = find_meetings(facts, flow, is_forward)
+    found = (
+        _find_sums(facts, SumFlow(facts, is_forward, roles, meetings), known) if meetings else []
+    )
+    known |= {op for call in found for op in call.ops}
+    softmaxes = [op for op in left if _SOFTMAX.search(facts.short_names[facts.code[op]])]
+    synthesised = find_synthesised(facts, flow, [op for op in softmaxes if op not in known])
+    for call in synthesised:
+        _find_masks(facts, call)
+        call.mask_rows = [row for row in call.mask_rows if is_mask(facts, flow, call, row)]
+    return found + [call for call in synthesised if known.isdisjoint(call.ops)]
+
+
+def _find_sums(facts: Facts, sums: SumFlow, known: set[int]) -> list[AttentionCall]:
+    """Return the calls whose scores are sums of queries and keys."""
+    pairs = [pair for pair in sums.pairs() if pair.seconds and known.isdisjoint(pair.ops)]
+    read = [_read_pair(facts, sums, pair) for pair in pairs if is_attention(facts, sums, pair)]
+    found = [c for c in read if _NORMALISING.fullmatch(c.backend) or c.backend.startswith("div")]
+    for call in found:
+        read_sums(facts, call)
+    judge_kinds(facts, found)
+    return found
+
+
 def _mixes_tokens(facts: Facts, pair: Pair) -> bool:
     """Return whether the products of a pair, or what lies between, mix tokens.
 
@@ -50,7 +103,7 @@ def _mixes_tokens(facts: Facts, pair: Pair) -> bool:
 def _read_pair(facts: Facts, flow: Flow, pair: Pair) -> AttentionCall:
     root = flow.find_pair(flow.pair_of[int(facts.producer_row[pair.seconds[0][1]])])
     path = _walk_path(facts, flow, pair, root)
-    ops = sorted({*pair.firsts, *pair.between, *pair.beside, *(op for op, _ in pair.seconds)})
+    ops = sorted(pair.ops)
     named = [op for op in ops if op not in pair.beside]
     layer = common_path([facts.module_paths[facts.op_module[op]] for op in named])
     call = AttentionCall(AttentionKind.LINEAR, layer, ops)
@@ -150,7 +203,8 @@ def _find_masks(facts: Facts, call: AttentionCall) -> None:
     normalisers = {int(facts.row_op[row]) for row in call.result_rows}
     after = call.softmax_ops - normalisers if call.has_normaliser else set()
     for op in sorted(own - call.seconds):
-        skip = set(factors(facts, op)) if is_product(facts, op) else set()
+        is_first = op in call.firsts or is_product(facts, op)
+        skip = set(factors(facts, op)) if is_first else set()
         for row in facts.rows_in(op):
             made = int(facts.producer_row[row])
             is_own = made >= 0 and int(facts.row_op[made]) in own

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from attnprof.attribution.allocated import replace_storages
-from attnprof.attribution.attention import find_calls
+from attnprof.attribution.attention import find_calls, find_other_calls
 from attnprof.attribution.blocks import Blocks, find_blocks
 from attnprof.attribution.cache import Kept, find_kept, starts_anew
 from attnprof.attribution.calls import AttentionCall
@@ -59,6 +59,7 @@ def attribute(stored: StoredRun, devices: Sequence[DeviceBlocks] = ()) -> Attrib
     is_forward = np.isin(timeline.phase, computes)
     flow = Flow(facts, is_forward, roles)
     calls = find_calls(facts, flow)
+    calls += find_other_calls(facts, flow, is_forward, roles, calls)
     calls = sorted([*calls, *find_fused_pairs(facts, calls)], key=lambda call: call.ops[0])
     kept = find_kept(facts, flow, timeline, calls)
     _name_inference_phases(facts, timeline, calls, kept)

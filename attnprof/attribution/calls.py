@@ -51,6 +51,8 @@ class AttentionCall:
     head_dim: int = 0
     value_dim: int = 0
     """The width of a head of V, where it is not that of K."""
+    sum_width: int = 0
+    """Features per score that autograd keeps before they are summed up, in additive attention."""
     dtype: str = ""
     backend: str = ""
     """The op that did it: the normaliser's or the fused op's name."""

@@ -275,13 +275,18 @@ class Facts:
 
     def list_writing(self, is_forward: Bools) -> list[int]:
         """Return those of some ops that make or change memory, in order."""
+        result: list[int] = np.flatnonzero(self.writes & is_forward).tolist()
+        return result
+
+    @cached_property
+    def writes(self) -> Bools:
+        """Per op, whether it makes or changes memory; a view does neither."""
         rows = np.flatnonzero(~self.is_input)
         ops = self.row_op[rows]
         writes = (self.born_by[self.storage[rows]] == ops) | self.mutates[self.code[ops]]
         writing = np.zeros(self.count, np.bool_)
         writing[ops[writes]] = True
-        result: list[int] = np.flatnonzero(writing & is_forward).tolist()
-        return result
+        return writing
 
     def rows_in(self, op: int) -> range:
         """Return the input rows of an op."""

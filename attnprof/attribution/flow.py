@@ -67,7 +67,7 @@ class Flow:
         merged: dict[int, Pair] = {}
         for number, pair in enumerate(self._pairs):
             root = self.find_pair(number)
-            whole = merged.setdefault(root, Pair(pair.pattern))
+            whole = merged.setdefault(root, Pair(pair.pattern, sides=pair.sides))
             whole.pattern = min(whole.pattern, pair.pattern)
             whole.firsts += pair.firsts
             whole.seconds += pair.seconds
@@ -237,7 +237,8 @@ class Flow:
             a if len(a) > 1 or a[0][1] in (TOKEN, FEATURE) else b
             for a, b in zip(lefts[:-2], rights[:-2], strict=False)
         )
-        self._lay_out(out, (*(batch or lefts[:-2]), *lefts[-2:-1], *rights[-1:]))
+        columns = rights[-1:] if len(rights) > 1 else ()
+        self._lay_out(out, (*(batch or lefts[:-2]), *lefts[-2:-1], *columns))
 
     def _take_sides_of_one(self, rows: range, out: range, bits: list[Bits]) -> None:
         """Where an op adds scores of several products, let one of them say which side is which.

@@ -10,6 +10,7 @@ from attnprof.attribution.facts import Facts, Ints
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.gradients import find_gradient_storages
 from attnprof.attribution.operands import find_io_storages, find_mask_storages
+from attnprof.attribution.pairs import Pattern
 from attnprof.attribution.products import factors, is_product
 from attnprof.vocabulary import Category, Role
 
@@ -147,8 +148,11 @@ def _label_backward(facts: Facts, calls: list[AttentionCall], labels: Labels) ->
     is_wanted[list(role)] = True
     for op in np.flatnonzero(is_wanted[facts.forward_op]).tolist():
         call, category = role[int(facts.forward_op[op])]
-        # Products of QKᵀ's node are dQ and dK; a sum there is the gradient of a bias.
-        is_first = int(facts.forward_op[op]) in call.firsts and is_product(facts, op)
+        # Products of QKᵀ's node are dQ and dK; a sum there is the gradient of a bias. Of a sum of
+        # queries and keys it is dQ or dK.
+        is_first = int(facts.forward_op[op]) in call.firsts and (
+            is_product(facts, op) or call.pattern is Pattern.SUMS
+        )
         for row in facts.rows_out(op):
             storage = int(facts.storage[row])
             if facts.born_by[storage] != op:

@@ -16,6 +16,10 @@ class Pattern(IntEnum):
     the members of one, such as learned queries."""
     STATE = 2
     """(features, tokens) @ (tokens, features): the state of linear attention."""
+    SUMS = 3
+    """tokens + tokens, broadcast against each other: the scores of additive attention."""
+    LEARNED = 4
+    """Scores of positions, made without keys: a projection of queries, or a parameter."""
 
 
 @dataclass(slots=True)
@@ -37,6 +41,11 @@ class Pair:
     """Whether scores are multiplied by scores on the way, as with landmarks."""
     beside: list[int] = field(default_factory=list)
     """Ops that take in a score and give something smaller: a row maximum, a gathered column."""
+
+    @property
+    def ops(self) -> set[int]:
+        """All its ops."""
+        return {*self.firsts, *self.between, *self.beside, *(op for op, _ in self.seconds)}
 
 
 def pattern_of(free: Bits, contracted: int, depth: int) -> Pattern | None:

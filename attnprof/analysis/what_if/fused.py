@@ -10,6 +10,7 @@ from attnprof.analysis.what_if.scenario import Change, DoesNotApply, Options, Re
 from attnprof.analysis.what_if.scene import Scene, count_words
 from attnprof.analysis.what_if.table import Table
 from attnprof.attribution.calls import AttentionCall
+from attnprof.attribution.pairs import Pattern
 from attnprof.vocabulary import AttentionKind, Category, Phase
 
 _COPIES = frozenset({"clone", "_to_copy", "copy"})
@@ -22,6 +23,11 @@ _SCALINGS = frozenset({"mul", "div"})
 _LSE_BYTES = 4
 """Fused kernels keep the log-sum-exp of each query row in float32, whatever Q is:
 https://github.com/pytorch/pytorch/blob/v2.13.0/aten/src/ATen/native/transformers/attention.cpp"""
+NOT_MULTIPLIED = {
+    Pattern.SUMS: "scores are sums of queries and keys, and fused kernels multiply them",
+    Pattern.LEARNED: "scores are made without keys, and fused kernels multiply queries by keys",
+}
+"""What makes scores that no fused kernel can make."""
 MATH_SOFTMAX = "_safe_softmax"
 """The softmax of `scaled_dot_product_attention` where no fused kernel takes its arguments."""
 
@@ -102,6 +108,8 @@ def _find_obstacle(scene: Scene, call: AttentionCall, *, without_dropout: bool) 
     What the CPU's kernel refuses:
     https://github.com/pytorch/pytorch/blob/v2.13.0/aten/src/ATen/native/transformers/sdp_utils_cpp.cpp
     """
+    if call.pattern in NOT_MULTIPLIED:
+        return NOT_MULTIPLIED[call.pattern]
     if "softmax" not in call.backend:
         return f"scores are normalised by {call.backend}, and fused kernels know only the softmax"
     if not scene.is_on_cpu:

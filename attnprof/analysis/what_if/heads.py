@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from attnprof.analysis.what_if.cache import find_reads
+from attnprof.analysis.what_if.fused import NOT_MULTIPLIED
 from attnprof.analysis.what_if.scenario import Change, DoesNotApply, Options, Rewrite
 from attnprof.analysis.what_if.scene import Scene, count_words
 from attnprof.analysis.what_if.table import Table
@@ -29,9 +30,10 @@ def group_queries(scene: Scene, table: Table, options: Options) -> Rewrite:
     """
     wanted = options.kv_heads
     assert wanted is not None
-    calls = [c for c in scene.calls if c.kv_heads > wanted and c.heads % wanted == 0]
+    multiplied = [c for c in scene.calls if c.pattern not in NOT_MULTIPLIED]
+    calls = [c for c in multiplied if c.kv_heads > wanted and c.heads % wanted == 0]
     if not calls:
-        found = sorted({f"{c.kv_heads} of {c.heads}" for c in scene.calls if c.kv_heads})
+        found = sorted({f"{c.kv_heads} of {c.heads}" for c in multiplied if c.kv_heads})
         raise DoesNotApply(
             f"no layer's heads can be shared by {wanted} key/value heads; key/value heads are now "
             + (", ".join(found) or "unknown")

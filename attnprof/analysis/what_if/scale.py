@@ -200,6 +200,9 @@ def _find_factor(
     """
     if lengths == 1 and shape in parameters:
         return 1.0
+    if lengths == 2 and (pair := _find_folded(shape, step)):
+        queries, keys = (max(1, round(n * change.length)) / n for n in pair)
+        return queries * keys * change.batch
     features = frozenset(size for of in parameters for size in of)
     read = [
         _read_dimension(size, step, features, is_first=at == 0) for at, size in enumerate(shape)
@@ -216,6 +219,17 @@ def _find_factor(
             factor *= dimension.resize(step, change) / shape[at]
     is_hidden = has_batch and step.batch == 1 and bool(with_length)
     return factor * change.batch if is_hidden else factor
+
+
+def _find_folded(shape: tuple[int, ...], step: _Step) -> tuple[int, int] | None:
+    """Return both lengths of scores whose batch, queries and keys are one dimension.
+
+    So they are where their features are projected (additive attention).
+    """
+    if len(shape) != 2 or shape[1] in step.lengths:
+        return None
+    pairs = ((q, k) for q in step.lengths for k in step.lengths)
+    return next(((q, k) for q, k in pairs if shape[0] == step.batch * q * k), None)
 
 
 def _read_dimension(
