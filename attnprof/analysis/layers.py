@@ -8,6 +8,7 @@ from attnprof.analysis.backends import explain_backend
 from attnprof.attribution.attribute import Attribution
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import ITEM_BYTES, Facts
+from attnprof.attribution.products import INTEGERS
 from attnprof.vocabulary import AttentionKind, Category
 
 SCHEMA = {
@@ -210,6 +211,6 @@ def _predict_saved(call: AttentionCall, facts: Facts) -> int:
     elements = call.batch * call.heads * call.q_len * call.k_len * len(call.result_rows)
     item = ITEM_BYTES.get(call.dtype, 1)
     read = {facts.signature_of(row).dtype for row in call.path_rows} - {call.dtype, "bool"}
-    casts = sum(ITEM_BYTES.get(dtype, 1) for dtype in read)
+    casts = sum(ITEM_BYTES.get(dtype, 1) for dtype in read if dtype not in INTEGERS)
     sums = call.sum_width * item
     return elements * (item + casts + (2 * item if call.has_dropout else 0) + sums)

@@ -24,6 +24,8 @@ _OPAQUE = re.compile(r"_native_multi_head_attention|_transformer_encoder_layer_f
 _SOFTMAX = re.compile(r"softmax")
 _NORMALISING = re.compile(r"_?(safe_)?softmax|exp_?")
 _SUM = re.compile(r"(cum)?sum")
+_LONGEST_DETOUR = 256
+"""Ops that are looked through, at most, beside the way from scores to values."""
 _DROPOUT = re.compile(r"dropout|bernoulli")
 
 
@@ -122,7 +124,8 @@ def _read_pair(facts: Facts, flow: Flow, pair: Pair) -> AttentionCall:
         return call
     stages = _split_at_normaliser(facts, pair, path, sorted(path | {*pair.firsts}))
     call.score_ops, call.softmax_ops, normalisers, call.has_normaliser = stages
-    _add_side_ops(facts, pair, call)
+    detours = _find_detours(facts, pair, path)
+    _add_side_ops(facts, detours.union(pair.between, pair.beside), call)
     call.result_rows = [facts.rows_out(op)[0] for op in normalisers]
     size = facts.signature_of(call.result_rows[0]).numel
     call.path_rows = [
@@ -132,6 +135,12 @@ def _read_pair(facts: Facts, flow: Flow, pair: Pair) -> AttentionCall:
         if row in flow.pair_of
         and flow.find_pair(flow.pair_of[row]) == root
         and (op not in pair.aside or facts.signature_of(row).numel == size)
+    ]
+    call.path_rows += [
+        row
+        for op in sorted(detours)
+        for row in facts.rows_out(op)
+        if facts.signature_of(row).numel == size
     ]
     call.has_dropout = any(
         _DROPOUT.search(facts.short_names[facts.code[op]]) for op in call.softmax_ops
@@ -156,6 +165,29 @@ def _walk_path(facts: Facts, flow: Flow, pair: Pair, root: int) -> set[int]:
             path.add(op)
             todo.extend(int(facts.producer_row[r]) for r in facts.rows_in(op))
     return path
+
+
+def _find_detours(facts: Facts, pair: Pair, path: set[int]) -> set[int]:
+    """Return the ops that make, of scores, something smaller that joins them again.
+
+    Such is the threshold of sparsemax: backward goes through the sort and the sums it is found by.
+    """
+    own = {*pair.between, *pair.beside} - path
+    begin = min(pair.firsts)
+    todo = [row for op in path if not is_product(facts, op) for row in facts.rows_in(op)]
+    seen: set[int] = set()
+    while own and todo and len(seen) < _LONGEST_DETOUR:
+        made = int(facts.producer_row[todo.pop()])
+        op = int(facts.row_op[made]) if made >= 0 else -1
+        if op <= begin or op in path or op in seen or is_product(facts, op):
+            continue
+        seen.add(op)
+        todo += facts.rows_in(op)
+    found = seen & own
+    for op in sorted(seen):
+        if not found.isdisjoint(facts.row_op[facts.producer_row[r]] for r in facts.rows_in(op)):
+            found.add(op)
+    return found
 
 
 def _split_at_normaliser(
@@ -188,9 +220,9 @@ def _split_at_normaliser(
     return set(ops) - after, after, results, found
 
 
-def _add_side_ops(facts: Facts, pair: Pair, call: AttentionCall) -> None:
+def _add_side_ops(facts: Facts, ops: set[int], call: AttentionCall) -> None:
     """Sort what passes by, and what is not consumed, into the stage it was made from."""
-    for op in sorted({*pair.between, *pair.beside} - call.score_ops - call.softmax_ops):
+    for op in sorted(ops - call.score_ops - call.softmax_ops):
         made_from = {int(facts.row_op[facts.producer_row[r]]) for r in facts.rows_in(op)}
         (call.softmax_ops if made_from & call.softmax_ops else call.score_ops).add(op)
 
