@@ -5,6 +5,8 @@ do the work of one attention in several calls: block by block of the scores, or 
 sequence.
 """
 
+import re
+
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Facts
 from attnprof.attribution.flow import Flow
@@ -15,6 +17,8 @@ from attnprof.vocabulary import AttentionKind
 
 _CHOOSING = frozenset({"index", "index_select", "gather", "take", "take_along_dim", "slice"})
 """Ops that leave out elements; others that make less of their operand sum up or pool it."""
+_WINDOWS = re.compile(r"(max|avg)_pool\dd")
+"""Ops that pool windows of a given size; others (means, adaptive pools) leave a given number."""
 
 
 def judge_kinds(facts: Facts, calls: list[AttentionCall]) -> None:
@@ -80,7 +84,7 @@ def _reads_empty_state(facts: Facts, flow: Flow, op: int, shapes: set[tuple[int,
 
 def _judge(facts: Facts, call: AttentionCall, group: list[AttentionCall]) -> AttentionKind:
     outer = facts.batch_of_scope.get(int(facts.scope[call.ops[0]]), 0)
-    tokens, is_pooled = _count_tokens(facts, call.keys_row, outer)
+    tokens, is_pooled = _count_tokens(facts, call, outer)
     if not tokens or call.k_len >= tokens:
         return AttentionKind.MATERIALISED
     scores = _count_scores(facts, call)
@@ -111,28 +115,33 @@ def _has_windows(facts: Facts, call: AttentionCall, outer: int) -> bool:
     return call.batch > outer or facts.signature_of(call.keys_row).numel > one_stretch
 
 
-def _count_tokens(facts: Facts, row: int, outer: int) -> tuple[int, bool]:
+def _count_tokens(facts: Facts, call: AttentionCall, outer: int) -> tuple[int, bool]:
     """Return how many tokens K was projected from, and if they were pooled since; 0 if unknown.
 
     Counted in the module call that contains the whole layer: the leading dimension of its input,
-    ``outer``, is the batch.
+    ``outer``, is the batch. Where a convolution or a pool over windows made K, tokens are what it
+    left: a share of those it was given, which grows with n.
     """
-    is_pooled = False
+    row, is_pooled = call.keys_row, False
     for _ in range(12 if outer else 0):
         made = int(facts.producer_row[row])
         if made < 0:
             break
         op = int(facts.row_op[made])
         name = facts.short_names[facts.code[op]]
+        signature = facts.signature_of(made)
+        if name in CONVOLUTIONS or _WINDOWS.match(name):
+            # Heads may be among its channels or among its batch.
+            width = max(signature.shape[1], call.head_dim * call.kv_heads)
+            return signature.numel // width // outer, is_pooled
         if is_product(facts, op):
-            signature = facts.signature_of(made)
-            width = signature.shape[1 if name in CONVOLUTIONS else -1]
+            width = signature.shape[-1]
             return (signature.numel // width // outer if width else 0), is_pooled
         # Not the indices of what is gathered.
         inputs = [r for r in facts.rows_in(op) if facts.signature_of(r).dtype not in INTEGERS]
         if not inputs:
             break
         row = max(inputs, key=lambda r: facts.signature_of(r).numel)
-        is_smaller = facts.signature_of(made).numel < facts.signature_of(row).numel
+        is_smaller = signature.numel < facts.signature_of(row).numel
         is_pooled |= is_smaller and name not in _CHOOSING
     return 0, False

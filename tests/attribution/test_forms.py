@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import attnprof
 from attnprof.run import Run
@@ -215,6 +216,29 @@ def attend_to_means(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return flip(attend(flip(q), keys, values))
 
 
+def pool_keys(pool: Callable[[Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend to fewer keys, which ``pool`` makes of (B · H, D, T): MViT's and PVT's way."""
+    fewer = (pool(flip(t).flatten(0, 1).mT).mT.unflatten(0, (-1, HEADS)) for t in (k, v))
+    return flip(attend(flip(q), *fewer))
+
+
+def attend_to_pooled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return pool_keys(lambda x: functional.max_pool1d(x, 4), q, k, v)
+
+
+def attend_to_averages(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return pool_keys(lambda x: functional.avg_pool1d(x, 4), q, k, v)
+
+
+def attend_to_convolved(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    kernel = nn.Parameter(torch.randn(HEAD_DIM, 1, 4))
+    return pool_keys(lambda x: functional.conv1d(x, kernel, stride=4, groups=HEAD_DIM), q, k, v)
+
+
+def attend_to_adaptive(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return pool_keys(lambda x: functional.adaptive_avg_pool1d(x, 5), q, k, v)
+
+
 def ask_through_agents(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Agents ask all tokens; all tokens ask the agents."""
     agents = flip(q).unflatten(2, (4, 5)).mean(3)
@@ -230,6 +254,10 @@ def ask_through_agents(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (attend_in_chunks, "banded"),
         (attend_to_few_keys, "banded"),
         (attend_to_means, "low_rank"),
+        (attend_to_pooled, "materialised"),
+        (attend_to_averages, "materialised"),
+        (attend_to_convolved, "materialised"),
+        (attend_to_adaptive, "low_rank"),
         (ask_through_agents, "low_rank"),
     ],
 )
@@ -321,7 +349,7 @@ def bias_in_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def shift_in_place(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scores shifted by a view of padded ones, which is then changed in place."""
-    padded = torch.nn.functional.pad(flip(q) @ flip(k).mT, (1, 0))
+    padded = functional.pad(flip(q) @ flip(k).mT, (1, 0))
     shifted = padded.view(BATCH, HEADS, TOKENS + 1, TOKENS)[:, :, 1:]
     shifted *= torch.rand(TOKENS, TOKENS)
     values = v.tanh()  # the next op, which the change in place is none of
