@@ -237,6 +237,50 @@ def test_graph_attention_keeps_the_sums_and_the_weights(heads: int) -> None:
     assert row["mask_bytes"] == QUERIES**2  # edges compared with 0
 
 
+class Heads(nn.Module):
+    """Self-attention of several heads by ``mix``, which is given two projections (B, T, H, D)."""
+
+    def __init__(self, mix: Callable[["Heads", Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.mix = mix
+        self.one, self.two = (nn.Linear(WIDTH, HEADS * HIDDEN) for _ in range(2))
+        self.sum = nn.Parameter(torch.randn(HEADS, HIDDEN))
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = (p(x).unflatten(-1, (HEADS, HIDDEN)) for p in (self.one, self.two))
+        weights = self.mix(self, left, right).softmax(2)
+        return torch.einsum("bijh,bjhf->bihf", weights, right).flatten(2)
+
+
+def score_pairs(layer: Heads, left: Tensor, right: Tensor) -> Tensor:
+    """Score as GATv2 does: the features of every pair, summed up after a nonlinearity."""
+    pairs = functional.leaky_relu(left.unsqueeze(2) + right.unsqueeze(1), 0.2)
+    return (pairs * layer.sum).sum(-1)
+
+
+def score_distances(layer: Heads, left: Tensor, right: Tensor) -> Tensor:
+    return -(left.unsqueeze(2) - right.unsqueeze(1)).square().sum(-1)
+
+
+@pytest.mark.parametrize("mix", [score_pairs, score_distances])
+def test_heads_of_sums_are_told_from_their_features(
+    mix: Callable[[Heads, Tensor, Tensor], Tensor],
+) -> None:
+    row = read_row(train(Heads(mix), sequences()[0]))
+    assert shape_of(row) == (BATCH, HEADS, HEADS, QUERIES, QUERIES, HIDDEN)
+    assert row["softmax_bytes"] == HEADS * SQUARE * FLOAT
+
+
+def test_sums_that_are_added_to_products_are_a_mask() -> None:
+    def mix(layer: Heads, left: Tensor, right: Tensor) -> Tensor:
+        bias = (left * layer.sum).sum(-1).unsqueeze(2) + (right * layer.sum).sum(-1).unsqueeze(1)
+        return torch.einsum("bihd,bjhd->bijh", left, right) + bias
+
+    row = read_row(train(Heads(mix), sequences()[0]))
+    assert row["backend_reason"] == "written out: products around _softmax"
+    assert row["mask_bytes"] == HEADS * SQUARE * FLOAT
+
+
 # Synthesised scores -------------------------------------------------------------------------------
 
 
