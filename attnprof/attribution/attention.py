@@ -84,7 +84,8 @@ def _find_sums(facts: Facts, sums: SumFlow, known: set[int]) -> list[AttentionCa
     """Return the calls whose scores are sums of queries and keys."""
     pairs = [pair for pair in sums.pairs() if pair.seconds and known.isdisjoint(pair.ops)]
     read = [_read_pair(facts, sums, pair) for pair in pairs if is_attention(facts, sums, pair)]
-    found = [c for c in read if _NORMALISING.fullmatch(c.backend) or c.backend.startswith("div")]
+    # Exponentials of differences that nothing divides are decays.
+    found = [c for c in read if _SOFTMAX.search(c.backend) or c.backend.startswith("div")]
     for call in found:
         read_sums(facts, call)
     judge_kinds(facts, found)

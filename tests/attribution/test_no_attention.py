@@ -169,6 +169,13 @@ def gate_pairs(layer: Layer, x: Tensor) -> Tensor:
     return layer.three(pairs.softmax(-1)).mean(2)
 
 
+def pass_states_on(layer: Layer, x: Tensor) -> Tensor:
+    """Decays between tokens are differences of sums, and nothing normalises them (Mamba-2)."""
+    sums = layer.score(x).sigmoid().cumsum(1)
+    decays = (sums - sums.mT).masked_fill(torch.ones(TOKENS, TOKENS).triu(1).bool(), -1e9)
+    return (-decays.abs()).exp() @ layer.one(x)
+
+
 def pool_a_grid(layer: Layer, x: Tensor) -> Tensor:
     """Rows and columns of a grid are added for a number per place, which stems from both."""
     grid = x.unflatten(1, (2, TOKENS // 2))
@@ -201,6 +208,7 @@ def pool_a_grid(layer: Layer, x: Tensor) -> Tensor:
         convolve_in_a_band,
         relate,
         gate_pairs,
+        pass_states_on,
         pool_a_grid,
     ],
 )
