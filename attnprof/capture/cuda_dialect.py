@@ -21,7 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from attnprof.theory.sdpa import Backend, SdpaCall, choose_backend
 
@@ -46,6 +48,7 @@ class CudaDialect(TorchFunctionMode):
         super().__init__()
         self._assumed = assumed
         self._compute_capability = compute_capability
+        self._adds_batch = _adds_batch()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call what CUDA calls for ``func``."""
@@ -67,6 +70,12 @@ class CudaDialect(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Any:
+        if self._adds_batch and {query.dim(), key.dim(), value.dim()} == {3}:
+            query, key, value = (t.unsqueeze(0) for t in (query, key, value))
+            if attn_mask is not None and attn_mask.dim() == 3:
+                attn_mask = attn_mask.unsqueeze(0)
+            options = (attn_mask, dropout_p, is_causal, scale, enable_gqa)
+            return self._attend(query, key, value, *options).squeeze(0)
         call = _describe(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
         choice = choose_backend(
             call, compute_capability=self._compute_capability, enabled=_list_enabled()
@@ -92,6 +101,17 @@ class CudaDialect(TorchFunctionMode):
         math_op = aten._scaled_dot_product_attention_math.default
         rest = {"scale": scale, "enable_gqa": enable_gqa}
         return math_op(query, key, value, mask, 0.0, is_causal, None, **rest)[0]
+
+
+def _adds_batch() -> bool:
+    """Return whether this torch gives Q, K and V of three dimensions a batch of one.
+
+    Torch 2.15 does, before it chooses a kernel, on every device; 2.13 and older send them to math.
+    """
+    with _disable_current_modes():
+        q = torch.zeros(1, 1, 1)
+        choice: int = torch._fused_sdp_choice(q, q, q)
+    return choice != SDPBackend.MATH.value
 
 
 def _describe(

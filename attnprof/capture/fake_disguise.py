@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from attnprof.capture.fake_values import FakeValues
 
@@ -97,6 +97,28 @@ def reading_arrays(values: FakeValues) -> Iterator[None]:
         del torch.Tensor.numpy, kind.tolist
 
 
+class _OpNames(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotated
+    """Notes the names of the ops that run."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # not annotated
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def _finds_extremes_in_one_op() -> bool:
+    """Return whether this torch's ``one_hot`` checks its classes by ``aminmax``.
+
+    It once took ``min`` and then ``max`` (still in 2.11), whose results never live together.
+    """
+    with _disable_current_modes(), _OpNames() as names:
+        functional.one_hot(torch.zeros(1, dtype=torch.int64))
+    return "aminmax" in names.seen
+
+
 @contextmanager
 def making_one_hot() -> Iterator[None]:
     """Let ``one_hot`` run the ops that it runs on real tensors.
@@ -105,11 +127,16 @@ def making_one_hot() -> Iterator[None]:
     https://github.com/pytorch/pytorch/blob/v2.13.0/aten/src/ATen/native/Onehot.cpp#L24
     """
     original: Any = functional.one_hot
+    in_one_op = _finds_extremes_in_one_op()
 
     def one_hot(tensor: Any, num_classes: int = -1) -> Any:
         if not isinstance(tensor, FakeTensor) or not tensor.numel():
             return original(tensor, num_classes)
-        highest = tensor.aminmax().max
+        if in_one_op:
+            highest = tensor.aminmax().max
+        else:
+            tensor.min()  # no class is negative
+            highest = tensor.max()
         classes = num_classes if num_classes > 0 else int(highest.item()) + 1
         zeros = torch.zeros((*tensor.shape, classes), dtype=torch.int64, device=tensor.device)
         return zeros.scatter_(-1, tensor.unsqueeze(-1), 1)

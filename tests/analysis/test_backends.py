@@ -21,15 +21,15 @@ class Attention(nn.Module):
         super().__init__()
         self.qkv = nn.Linear(H * D, 3 * H * D)
         self.mask = mask
-        self.is_flat = options.pop("is_flat", False)
+        self.is_5d = options.pop("is_5d", False)
         self.value_dim = options.pop("value_dim", D)
         self.options = options
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (t.unflatten(-1, (H, D)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
         v = v[..., : self.value_dim]
-        if self.is_flat:
-            q, k, v = (t.flatten(0, 1) for t in (q, k, v))
+        if self.is_5d:
+            q, k, v = (t.unsqueeze(0) for t in (q, k, v))
         return scaled_dot_product_attention(q, k, v, attn_mask=self.mask, **self.options)
 
 
@@ -47,7 +47,7 @@ def explain(layer: nn.Module, dtype: torch.dtype = torch.float32) -> str:
     [
         ({"is_causal": True}, "fused: _scaled_dot_product_flash_attention_for_cpu"),
         ({"dropout_p": 0.1}, f"{FELL_BACK}: dropout on the attention weights"),
-        ({"is_flat": True}, f"{FELL_BACK}: the CPU's kernel takes 4 dimensions only, got 3"),
+        ({"is_5d": True}, f"{FELL_BACK}: the CPU's kernel takes 4 dimensions only, got 5"),
         (
             {"value_dim": 4},
             f"{FELL_BACK}: the CPU's kernel takes one head_dim for Q, K and V only, got 8 and 4",

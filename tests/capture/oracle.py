@@ -45,7 +45,9 @@ class Block:
 def record_blocks(program: Callable[[], object]) -> list[Block]:
     """Run ``program`` and return the blocks that the CPU allocator handed out meanwhile."""
     gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    # torch 2.11 warns, once a process, where nobody says whether cycles (there is one) add up.
+    options = {"profile_memory": True, "acc_events": True}
+    with profile(activities=[ProfilerActivity.CPU], **options) as profiled:
         program()
     tree = profiled.profiler.kineto_results.experimental_event_tree()
     events = sorted(

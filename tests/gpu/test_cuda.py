@@ -63,6 +63,12 @@ def measure_peak(body: Callable[[], Any]) -> int:
     return torch.cuda.memory_stats()["allocated_bytes.all.peak"]
 
 
+def set_allocator(settings: str) -> None:
+    """Change the allocator's settings by torch's newer name for it, where there is one."""
+    newer = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+    (newer or torch.cuda.memory._set_allocator_settings)(settings)
+
+
 def make_step() -> Callable[[], None]:
     model, x = Attention().cuda(), torch.randn(B, T, H * D, device="cuda")
     run_step(model, x)  # cuBLAS takes its workspace
@@ -121,9 +127,10 @@ def test_cuda_blocks_add_up_to_torchs_counters(name: str) -> None:
     forget_programs()
     run, counted = trace_program(program)
     assert_nothing_is_off(run)
-    # The peak of the long loop is in a step that is only counted.
-    assert name == "long_loop" or run.peak(device="cuda:0").total_bytes == counted
-    assert counted == untraced
+    # The peak of the long loop lies in a step that is counted, and has no blocks.
+    is_counted = name == "long_loop"
+    known = run.steps["peak_bytes"].max() if is_counted else run.peak(device="cuda:0").total_bytes
+    assert known == counted == untraced
     unexplained = run.peak().by_category().get("unattributed", 0)
     assert 1000 * unexplained < counted
 
@@ -158,13 +165,13 @@ def test_cuda_blocks_before_the_trace_are_parameters() -> None:
 
 
 def test_cuda_expandable_segments_add_up_too() -> None:
-    torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+    set_allocator("expandable_segments:True")
     try:
         step = make_step()
         with attnprof.trace() as tracer:
             step()
     finally:
-        torch.cuda.memory._set_allocator_settings("expandable_segments:False")
+        set_allocator("expandable_segments:False")
     assert_nothing_is_off(tracer.run)
 
 

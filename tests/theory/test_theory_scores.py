@@ -253,7 +253,9 @@ def test_a_bool_mask_for_sdpa_becomes_a_float_copy_in_every_layer(backend: SDPBa
 
 def test_the_allocator_sees_what_the_safe_softmax_takes_inside_itself() -> None:
     q, k, v = (torch.randn(BATCH, HEADS, LENGTH, 12, requires_grad=True) for _ in range(3))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    # torch 2.11 warns where nobody says whether cycles (there is one) add up.
+    options = {"profile_memory": True, "acc_events": True}
+    with profile(activities=[ProfilerActivity.CPU], **options) as profiled:
         call_sdpa(MATH)(q, k, v)
     taken = [e.cpu_memory_usage for e in profiled.events() if e.name == "aten::isneginf"]
     assert taken == [BATCH * HEADS * LENGTH * LENGTH * BOOL]

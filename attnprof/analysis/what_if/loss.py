@@ -16,6 +16,11 @@ _LOSS = re.compile(r"nll_loss")
 _LEAST_PART = 0.5
 """A tensor counts as one of logits if it has at least this part of their elements: shifting the
 labels by one leaves out a token, padding to a multiple adds some."""
+_FIRST_FORM = ((2, 13), (2, 15))
+"""The releases, the last left out, whose function takes chunks of half the size and makes zeros.
+
+2.13 and 2.15 were read; 2.14 is taken for the former. Runs of older releases, which have no such
+function, are told what the newest would do. Nothing in a run but torch's version says it."""
 _ITEM_BYTES = 4
 """Chunks of logits are float32."""
 
@@ -48,8 +53,10 @@ def chunk_loss(scene: Scene, table: Table, options: Options) -> Rewrite:
     gone = scene.is_storage(table, lost) & ~table.is_of(*_KEPT)
     held = scene.size_of_held(table, gone)
     largest = max(heads, key=lambda head: head.tokens * head.vocabulary)
-    result = _make_gradients_early(scene, table.drop(gone), heads)
-    result = result.add(_make_buffers(scene, table, heads))
+    is_first_form = _has_first_form(scene)
+    result = _make_gradients_early(scene, table.drop(gone), heads, makes_zeros=is_first_form)
+    sizes = [_chunk_tokens(head, is_first_form=is_first_form) for head in heads]
+    result = result.add(_make_buffers(scene, table, heads, sizes))
     change = Change(
         title="Cross entropy in chunks",
         evidence=f"logits of {largest.tokens} tokens × {largest.vocabulary} words, with their "
@@ -57,7 +64,7 @@ def chunk_loss(scene: Scene, table: Table, options: Options) -> Rewrite:
         how="torch.nn.functional.linear_cross_entropy(x, head.weight, labels, "
         "options=torch.nn.LinearCrossEntropyOptions()) from torch 2.13 on; in transformers: "
         "use_liger_kernel=True",
-        assumes=(f"chunks are of {_chunk_tokens(largest)} tokens, as torch chooses them",),
+        assumes=(f"chunks are of {sizes[heads.index(largest)]} tokens, as torch chooses them",),
         exact=False,
     )
     return result, change
@@ -116,11 +123,13 @@ def _list_logits(scene: Scene, head: _Head) -> set[int]:
     }
 
 
-def _make_gradients_early(scene: Scene, table: Table, heads: list[_Head]) -> Table:
+def _make_gradients_early(
+    scene: Scene, table: Table, heads: list[_Head], *, makes_zeros: bool
+) -> Table:
     """Let the gradients of a head's input and weight begin where its logits did.
 
-    When torch's function is differentiated, it also has zeros of their shapes for a moment, in
-    place of the gradients of those gradients.
+    When torch's function is differentiated, its first form also has zeros of their shapes for a
+    moment, in place of the gradients of those gradients.
     """
     facts = scene.facts
     made_at = np.full(facts.storage_count, facts.count, np.int64)
@@ -139,10 +148,11 @@ def _make_gradients_early(scene: Scene, table: Table, heads: list[_Head]) -> Tab
     zeros = zeros.relabel(np.ones(len(zeros), np.bool_), category=Category.TEMPORARIES)
     begin = table.at(scene.event_before(made_at))[table.storage]
     start = np.where(early, np.minimum(table.start, begin), table.start)
-    return table.move(start, table.end).add(zeros)
+    moved = table.move(start, table.end)
+    return moved.add(zeros) if makes_zeros else moved
 
 
-def _make_buffers(scene: Scene, table: Table, heads: list[_Head]) -> Table:
+def _make_buffers(scene: Scene, table: Table, heads: list[_Head], tokens: list[int]) -> Table:
     """Return the buffers for a chunk of logits, each from where its logits began to the loss."""
     facts = scene.facts
     number = np.full(facts.storage_count, -1, np.int64)
@@ -150,18 +160,33 @@ def _make_buffers(scene: Scene, table: Table, heads: list[_Head]) -> Table:
     logits = table.take(number[table.storage] >= 0)
     of = number[logits.storage]
     end = table.at(scene.event_after(np.array([max(head.ops) for head in heads])))
-    size = np.array([_ITEM_BYTES * _chunk_tokens(head) * head.vocabulary for head in heads])
+    words = [head.vocabulary for head in heads]
+    size = _ITEM_BYTES * np.array(tokens) * np.array(words)
     everything = np.ones(len(logits), np.bool_)
     buffers = logits.move(logits.start, end[of]).resize(everything, size[of])
     return buffers.relabel(everything, category=Category.TEMPORARIES)
 
 
-def _chunk_tokens(head: _Head) -> int:
-    """Return how many tokens torch takes at a time, its method ``aspect_ratio:2``.
+def _has_first_form(scene: Scene) -> bool:
+    """Return whether the torch that recorded a run has the function's first form."""
+    recorded = str((scene.facts.stored.info.get("environment") or {}).get("torch", ""))
+    number = re.match(r"(\d+)\.(\d+)", recorded)
+    first, end = _FIRST_FORM
+    return number is not None and first <= (int(number[1]), int(number[2])) < end
 
-    So many that their logits are half as large as the head's input, rounded up to a power of 2:
+
+def _chunk_tokens(head: _Head, *, is_first_form: bool) -> int:
+    """Return how many tokens torch takes at a time.
+
+    So many that their logits are as large as the head's input, rounded up to a power of 2, but
+    no more than a quarter of all logits divided by the features, rounded down to one; in the
+    first form half as many, without that limit:
+    https://github.com/pytorch/pytorch/blob/v2.15.0/torch/nn/modules/linear_cross_entropy_options.py
     https://github.com/pytorch/pytorch/blob/v2.13.0/torch/nn/modules/linear_cross_entropy_options.py
     """
     wanted = -(-head.tokens // -(-head.vocabulary // head.features))
     power: int = 1 << (wanted - 1).bit_length()
-    return max(1, min(power // 2, head.tokens))
+    if is_first_form:
+        return max(1, min(power // 2, head.tokens))
+    most = max(1, head.tokens * head.vocabulary // (4 * head.features))
+    return min(power, head.tokens, 1 << (most.bit_length() - 1))
