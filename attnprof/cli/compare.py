@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from attnprof.errors import CommandError
-
 if TYPE_CHECKING:
     from attnprof.analysis.peak import Peak
     from attnprof.report.compare import Change
@@ -69,16 +67,12 @@ def _find_peak(path: Path) -> "Peak":
         CommandError: Nothing was recorded, so a comparison would call it the smaller one.
     """
     from attnprof.cli.console import say
+    from attnprof.cli.peaks import require_peak
     from attnprof.run import load
     from attnprof.vocabulary import Status
 
     run = load(path)
-    peak = run.peak()
-    if not peak.total_bytes:
-        raise CommandError(
-            f"nothing was recorded in {path}, which ended {run.status.value}; give a run that has "
-            "a peak"
-        )
+    peak = require_peak(run, path)
     if run.status is not Status.COMPLETED:
         say(f"{path} is {run.status.value}; its peak is that of what ran until then")
     return peak

@@ -48,8 +48,8 @@ def test_compare_does_not_call_a_run_without_a_peak_the_smaller_one(
     out, err = capsys.readouterr()
     assert out == ""
     assert err == (
-        f"attnprof: nothing was recorded in {tmp_path / 'died'}, which ended failed; "
-        "give a run that has a peak\n"
+        f"attnprof: nothing was recorded in {tmp_path / 'died'}, which ended failed: it holds no "
+        "allocations; give a run of a program that made tensors while attnprof watched\n"
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import attnprof
 from attnprof.cli import main
 
 
@@ -86,6 +87,20 @@ def test_what_if_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     code, _, err = run_main(capsys, "what-if", tmp_path / "nothing")
     assert code == 2
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--scenario", "checkpointing"]])
+def test_what_if_of_an_empty_run_says_that_it_is_empty(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    with attnprof.trace(tmp_path / "empty", samples_per_second=0):
+        pass
+    code, out, err = run_main(capsys, "what-if", tmp_path / "empty", *options)
+    assert (code, out) == (2, "")
+    assert err == (
+        f"attnprof: nothing was recorded in {tmp_path / 'empty'}, which ended completed: it holds "
+        "no allocations; give a run of a program that made tensors while attnprof watched\n"
+    )
 
 
 def test_what_if_of_a_folder_of_runs_names_one(
