@@ -93,20 +93,23 @@ class Form:
     """On the device, for the tokens and sequences that were recorded."""
 
 
-def take_largest(frame: pl.DataFrame) -> list[LayerCache]:
-    """Return the layers of a run's `kv_cache` after the forward that left most bytes.
-
-    Of several that left as many, the one that filled most of them.
-
-    Args:
-        frame: What `describe_kv_cache` returns; must have rows.
-    """
+def find_largest(frame: pl.DataFrame) -> int:
+    """Return the forward that left most bytes; of several, the one that filled most of them."""
     sums = (
         frame.group_by("forward")
         .agg(pl.col("held_bytes", "used_bytes").sum())
         .sort("held_bytes", "used_bytes", "forward")
     )
-    rows = frame.filter(pl.col("forward") == sums["forward"][-1])
+    return int(sums["forward"][-1])
+
+
+def take_largest(frame: pl.DataFrame) -> list[LayerCache]:
+    """Return the layers of a run's `kv_cache` after the forward that left most bytes.
+
+    Args:
+        frame: What `describe_kv_cache` returns; must have rows.
+    """
+    rows = frame.filter(pl.col("forward") == find_largest(frame))
     bounded = _find_bounded(frame)
     return [
         LayerCache(

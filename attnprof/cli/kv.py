@@ -43,18 +43,13 @@ def kv(
         loaded = load(run)
         loaded.require_ops()
         summary = summarise_cache(loaded)
-    names = loaded.allocations["category"].cast(pl.String)
-    weights = loaded.allocations.filter(names == Category.PARAMETERS.value)
-    weights_bytes = int(weights["size_bytes"].sum())
     if as_json:
+        weights_bytes = 0 if summary is None else summary.weights_bytes
         room = None if target is None else target.available_bytes - weights_bytes
         print(render_kv_json(summary, room_bytes=room))
     else:
+        names = loaded.allocations["category"].cast(pl.String)
         has_backward = (names == Category.GRADIENTS.value).any()
         forwards = 0 if has_backward else int(loaded.attribution.timeline.forward_has_grad.sum())
-        print_report(
-            render_kv_cache(
-                summary, weights_bytes=weights_bytes, device=target, forwards_with_grad=forwards
-            )
-        )
+        print_report(render_kv_cache(summary, device=target, forwards_with_grad=forwards))
     return 0

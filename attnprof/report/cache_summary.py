@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from attnprof.analysis.cache_forms import LayerCache, take_growing, take_largest
+from attnprof.analysis.cache_forms import LayerCache, find_largest, take_growing, take_largest
 from attnprof.analysis.cache_layers import CacheKind
+from attnprof.analysis.weights import measure_weights
 from attnprof.analysis.what_if.scenario import DoesNotApply
 from attnprof.report.fold import fold_names
 from attnprof.report.words import format_seconds
@@ -54,6 +55,8 @@ class CacheSummary:
     fixed: list[PhasePeaks]
     """As recorded, and with caches of fixed length; empty where none grows by concatenation."""
     times: TokenTimes | None
+    weights_bytes: int
+    """Parameters that live beside `layers`, on the devices where these are."""
 
 
 def summarise_cache(run: Run, *, device: str | None = None) -> CacheSummary | None:
@@ -76,6 +79,7 @@ def summarise_cache(run: Run, *, device: str | None = None) -> CacheSummary | No
         growth=growth,
         fixed=_find_fixed(run, device),
         times=_find_times(growth, run.steps, has_encoder=CacheKind.CROSS.value in frame["kind"]),
+        weights_bytes=measure_weights(run.attribution, find_largest(frame)),
     )
 
 

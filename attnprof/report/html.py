@@ -278,9 +278,12 @@ def _section_steps(summary: Summary) -> str:
     return make_section("Steps", why, make_table(head, rows))
 
 
-def _step_row(step: dict[str, Any] | None, peak_step: int) -> str:
-    if step is None:  # steps that are left out
-        return make_row([("num", "…"), *[("", "")] * 3, ("middle", ""), ("", ""), ("middle", "")])
+def _step_row(step: dict[str, Any] | int, peak_step: int) -> str:
+    if isinstance(step, int):  # so many are left out
+        blank = [("num", ""), ("num middle", ""), ("num", "")]
+        return make_row(
+            [("num", "…"), *blank, ("quiet", f"{step:,} more"), ("num", ""), ("num middle", "")]
+        )
     cells: list[Cell] = [
         ("num", str(step["step"])),
         ("num", _or_dash(step["seq_len"])),

@@ -23,6 +23,7 @@ def render_kv_json(summary: CacheSummary | None, *, room_bytes: int | None = Non
         "format_version": FORMAT_VERSION,
         "rows": [] if summary is None else summary.frame.to_dicts(),
         **(describe_cache(summary) or {"held_bytes": 0, "bytes_per_token": 0}),
+        "weights_bytes": None if summary is None else summary.weights_bytes,
         "forms": [
             {"name": f.name, "held_bytes": f.held_bytes, "bytes_per_token": f.bytes_per_token}
             for f in list_forms(layers)

@@ -27,7 +27,6 @@ from attnprof.units import format_bytes, format_length
 def render_kv_cache(
     summary: CacheSummary | None,
     *,
-    weights_bytes: int,
     device: Device | None = None,
     forwards_with_grad: int = 0,
 ) -> RenderableType:
@@ -35,7 +34,6 @@ def render_kv_cache(
 
     Args:
         summary: The run's caches; None where it has none.
-        weights_bytes: What the run's parameters take.
         device: The accelerator to fill; none for no answer to that.
         forwards_with_grad: How many forwards autograd took part in, if no backward followed.
     """
@@ -46,8 +44,9 @@ def render_kv_cache(
         ("The same tokens in other forms", _render_forms(summary.layers)),
     ]
     if device is not None:
-        title = f"Sequences that fit on one {device.name} beside {format_bytes(weights_bytes)}"
-        fit = _render_fit(summary.layers, device.available_bytes - weights_bytes)
+        weights = summary.weights_bytes
+        title = f"Sequences that fit on one {device.name} beside {format_bytes(weights)}"
+        fit = _render_fit(summary.layers, device.available_bytes - weights)
         sections.append((f"{title} of weights", fit))
     parts: list[RenderableType] = [
         Text(write_cache_sentence(summary), style="bold"),

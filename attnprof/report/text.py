@@ -232,8 +232,8 @@ def _render_steps(summary: Summary) -> RenderableType | None:
     ]
     rows: list[list[Any]] = []
     for row in pick_steps(steps, summary.peak.step):
-        if row is None:
-            rows.append(["…", *[""] * (len(columns) - 1)])
+        if isinstance(row, int):
+            rows.append(["…", *[""] * (len(columns) - 2), Text(f"{row:,} more", style="dim")])
             continue
         mark = "◀ peak" if row["step"] == summary.peak.step else ""
         mark = mark if row["is_detailed"] else "only counted"
@@ -254,8 +254,8 @@ def _render_steps(summary: Summary) -> RenderableType | None:
     return FittedTable(columns, rows)
 
 
-def pick_steps(steps: pl.DataFrame, peak_step: int) -> list[dict[str, Any] | None]:
-    """Return the steps worth showing, None where some are left out.
+def pick_steps(steps: pl.DataFrame, peak_step: int) -> list[dict[str, Any] | int]:
+    """Return the steps worth showing, and between them how many are left out.
 
     All of a few; of many the first, the last, the one with the peak, and the one that needed most,
     which may only have been counted.
@@ -266,11 +266,13 @@ def pick_steps(steps: pl.DataFrame, peak_step: int) -> list[dict[str, Any] | Non
     keep.add(max(range(len(rows)), key=lambda at: rows[at]["peak_bytes"] or 0, default=0))
     if len(rows) <= 2 * _STEPS_AT_ENDS + 2:
         keep = set(range(len(rows)))
-    picked: list[dict[str, Any] | None] = []
+    picked: list[dict[str, Any] | int] = []
+    following = 0
     for at in sorted(keep):
-        if at and at - 1 not in keep:
-            picked.append(None)
+        if at > following:
+            picked.append(at - following)
         picked.append(rows[at])
+        following = at + 1
     return picked
 
 

@@ -323,8 +323,11 @@ def test_prompt_lookup_crops_the_tokens_that_were_not_accepted() -> None:
     ids = torch.tensor([[5, 6, 7, 8, 9, 5, 6, 7]])
     run, truth, _output = generate(make_llama(), ids, prompt_lookup_num_tokens=3)
     assert held_by_forward(run) == [h.held_bytes for h in truth]
-    tokens = run.kv_cache()["tokens"]
-    assert tokens.max() > tokens.to_list()[-1] or not tokens.is_sorted()
+    token = 2 * LAYERS * KV_HEADS * HEAD_DIM * FLOAT  # K and V of all layers
+    kept = [h.reachable_bytes // token for h in truth]
+    assert kept[0] == ids.shape[1] + 3  # the prompt, and the candidates that follow it
+    assert kept[1] == ids.shape[1] + 1  # none was accepted: all are gone before the next token
+    assert run.kv_cache()["tokens"].to_list() == [n for n in kept for _ in range(LAYERS)]
 
 
 def test_padding_on_the_left_is_held_like_tokens() -> None:

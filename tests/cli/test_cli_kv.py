@@ -9,6 +9,7 @@ import torch
 import attnprof
 from attnprof.cli import main
 from attnprof.theory.devices import find_device
+from attnprof.units import format_bytes
 from tests.attribution.test_caches_by_hand import LAYERS, PROMPT, TOKEN, Model, concatenate, embed
 
 
@@ -50,6 +51,27 @@ def test_json_says_how_many_sequences_fit(
     for fit in fits:
         assert fit["sequences"] * fit["sequence_bytes"] <= room
         assert (fit["sequences"] + 2) * fit["sequence_bytes"] > room - 2**20  # weights are small
+
+
+def test_weights_are_those_that_live_beside_the_cache(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with attnprof.trace(tmp_path / "run", samples_per_second=0), torch.no_grad():
+        first = torch.nn.Linear(512, 512)
+        first(torch.ones(1, 512)).sum()
+        del first
+        model = Model(concatenate).eval()
+        output, past = model(embed(), [None] * LAYERS, 0)
+        output, past = model(output[:, -1:], past, PROMPT)
+        del output, past
+        later = torch.nn.Linear(512, 512)
+        later(torch.ones(1, 512)).sum()
+    assert main(["kv", str(tmp_path / "run"), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    own = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert 0 < values["weights_bytes"] == own
+    assert main(["kv", str(tmp_path / "run"), "--device", "H100"]) == 0
+    assert f"beside {format_bytes(own)} of weights" in capsys.readouterr().out
 
 
 def test_reports_show_the_cache(

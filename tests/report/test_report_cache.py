@@ -87,6 +87,7 @@ def make_summary(frame: pl.DataFrame) -> CacheSummary:
             PhasePeaks("of fixed length, read as a slice", 4 * 2**20, None, 4 * 2**20),
         ],
         times=TokenTimes(first_seconds=1.5, later_seconds=0.02),
+        weights_bytes=5 * 2**20,
     )
 
 
@@ -281,6 +282,7 @@ def test_json_has_the_cache(summary: Summary, kind: str) -> None:
     values = json.loads(render_kv_json(cache, room_bytes=2**20))
     tokens = PROMPT + FORWARDS - 1
     assert values["held_bytes"] == tokens * TOKEN
+    assert values["weights_bytes"] == 5 * 2**20
     assert values["growing_bytes"] == (tokens - 1) * TOKEN // 2
     assert values["fixed_length"][1]["decode_bytes"] is None
     assert values["times"] == {"first_seconds": 1.5, "later_seconds": 0.02}
