@@ -11,7 +11,14 @@ from attnprof.attribution.kinds import find_first_chunks, judge_kinds
 from attnprof.attribution.meetings import SumFlow, find_meetings, is_attention, read_sums
 from attnprof.attribution.pairs import Pair, Pattern
 from attnprof.attribution.paths import common_path
-from attnprof.attribution.products import INTEGERS, MULTIPLICATIONS, factors, is_index, is_product
+from attnprof.attribution.products import (
+    DROPOUT,
+    INTEGERS,
+    MULTIPLICATIONS,
+    factors,
+    is_index,
+    is_product,
+)
 from attnprof.attribution.shapes import count_repeats, read_shapes
 from attnprof.attribution.synthesised import find_synthesised, is_mask
 from attnprof.vocabulary import AttentionKind
@@ -26,7 +33,6 @@ _NORMALISING = re.compile(r"_?(safe_)?softmax|exp_?")
 _SUM = re.compile(r"(cum)?sum")
 _LONGEST_DETOUR = 256
 """Ops that are looked through, at most, beside the way from scores to values."""
-_DROPOUT = re.compile(r"dropout|bernoulli")
 
 
 def find_calls(facts: Facts, flow: Flow) -> list[AttentionCall]:
@@ -144,7 +150,7 @@ def _read_pair(facts: Facts, flow: Flow, pair: Pair) -> AttentionCall:
         if facts.signature_of(row).numel == size
     ]
     call.has_dropout = any(
-        _DROPOUT.search(facts.short_names[facts.code[op]]) for op in call.softmax_ops
+        DROPOUT.search(facts.short_names[facts.code[op]]) for op in call.softmax_ops
     )
     call.backend = facts.short_names[facts.code[normalisers[0]]]
     read_shapes(facts, flow, pair, call)

@@ -244,15 +244,18 @@ def _match(ledger: Events, starts: Ints, device: DeviceBlocks) -> Ints:
     begun = np.maximum.accumulate(np.where(tag >= 0, tag, 0))
     to_come = np.minimum.accumulate(np.where(tag >= 0, tag, never)[::-1])[::-1]
     gone = np.append(to_come, never)[device.end]  # by then; a live block's -1 is the last entry
-    op = ledger["op"][starts[storages]].astype(np.int64)
-    address = ledger["address"][starts[storages]]
-    sizes = ledger["size_bytes"][starts[storages]]
+    own = starts[storages]
+    op = ledger["op"][own].astype(np.int64)
     # Between two ops that are noted, fused kernels take and return many blocks at one address.
+    there, wanted = _number_kinds(
+        (device.address, ledger["address"][own]),
+        (device.requested_bytes, ledger["size_bytes"][own]),
+    )
     at_begin = begun[device.begin]
-    there = _pair(device.address, device.requested_bytes)
-    by_size = _find_last_begun(there, at_begin, device.begin, _pair(address, sizes), op)
+    by_size = _find_last_begun(there, at_begin, device.begin, wanted, op)
     is_found = (by_size >= 0) & (op <= gone[by_size])
-    by_address = _find_last_begun(device.address, at_begin, device.begin, address, op)
+    there, wanted = _number_kinds((device.address, ledger["address"][own]))
+    by_address = _find_last_begun(there, at_begin, device.begin, wanted, op)
     block = np.where(is_found, by_size, by_address)
     ok = (block >= 0) & (op <= gone[block])
     # Assigned last wins: the first storage.
@@ -260,47 +263,49 @@ def _match(ledger: Events, starts: Ints, device: DeviceBlocks) -> Ints:
     return result
 
 
-def _find_last_begun(
-    there: np.ndarray, at_begin: Ints, begin: Ints, wanted: np.ndarray, op: Ints
-) -> Ints:
+def _number_kinds(*columns: tuple[np.ndarray, np.ndarray]) -> tuple[Ints, Ints]:
+    """Return a number per block and per storage that are equal where all columns are.
+
+    Args:
+        columns: Pairs of the blocks' values and the storages'.
+    """
+    number = np.zeros(sum(map(len, columns[0])), np.int64)
+    for column in columns:
+        values, rank = np.unique(np.concatenate(column), return_inverse=True)
+        _, number = np.unique(number * len(values) + rank, return_inverse=True)
+    return number[: len(columns[0][0])], number[len(columns[0][0]) :]
+
+
+def _find_last_begun(there: Ints, at_begin: Ints, begin: Ints, wanted: Ints, op: Ints) -> Ints:
     """Return for each storage the last block of its kind that had begun at its op, or -1.
 
     Args:
-        there: Per block what tells its kind, such as its address.
+        there: Per block the number of its kind.
         at_begin: Per block, the op that had begun when it was taken.
         begin: Per block, the event that took it.
-        wanted: Per storage the kind of its block.
+        wanted: Per storage the number of its block's kind.
         op: Per storage, the op by which it was seen.
     """
     span = max(int(at_begin.max(initial=0)), int(op.max())) + 1
-    kinds, rank = np.unique(there, return_inverse=True)
-    order = np.lexsort((begin, rank))
-    keys = rank[order] * span + at_begin[order]
-    kind = np.minimum(np.searchsorted(kinds, wanted), len(kinds) - 1)
-    at = np.searchsorted(keys, kind * span + op, "right") - 1
+    order = np.lexsort((begin, there))
+    keys = there[order] * span + at_begin[order]
+    at = np.searchsorted(keys, wanted * span + op, "right") - 1
     block = order[np.maximum(at, 0)]
-    result: Ints = np.where((at >= 0) & (there[block] == wanted), block, -1)
-    return result
-
-
-def _pair(address: Ints, size_bytes: Ints) -> np.ndarray:
-    """Return addresses and sizes as values that compare equal where both do."""
-    both = np.stack([address, size_bytes], 1).astype(np.int64)
-    return np.ascontiguousarray(both).view([("address", np.int64), ("size", np.int64)]).ravel()
+    return np.where((at >= 0) & (there[block] == wanted), block, -1)
 
 
 def _match_in_turn(ledger: Events, starts: Ints, storages: Ints, device: DeviceBlocks) -> Ints:
     """Match without ops: at each address, blocks with storages of their size, one after another."""
     result = np.full(len(device.begin), -1, np.int64)
     own = starts[storages]
-    wanted = np.stack([ledger["address"][own], ledger["size_bytes"][own]], 1)
-    there = np.stack([device.address, device.requested_bytes], 1)
-    _, group = np.unique(np.concatenate([there, wanted]), axis=0, return_inverse=True)
-    group = group.ravel()
-    blocks = np.lexsort((device.begin, group[: len(there)]))
-    seen = np.argsort(group[len(there) :], kind="stable")
-    key = _number_in_turn(group[: len(there)][blocks])
-    wanted_key = _number_in_turn(group[len(there) :][seen])
+    there, wanted = _number_kinds(
+        (device.address, ledger["address"][own]),
+        (device.requested_bytes, ledger["size_bytes"][own]),
+    )
+    blocks = np.lexsort((device.begin, there))
+    seen = np.argsort(wanted, kind="stable")
+    key = _number_in_turn(there[blocks])
+    wanted_key = _number_in_turn(wanted[seen])
     at = np.minimum(np.searchsorted(key, wanted_key), len(key) - 1)
     ok = key[at] == wanted_key
     result[blocks[at[ok]]] = storages[seen[ok]]

@@ -28,6 +28,9 @@ OVERWRITING = frozenset({"copy_", "fill_", "zero_"})
 INDEXING = re.compile(r"^(index|gather|scatter|embedding|take)")
 """Ops whose integer operands are places in another operand."""
 
+DROPOUT = re.compile(r"dropout|bernoulli")
+"""Ops that drop elements at random, or draw which."""
+
 INTEGERS = frozenset({"int64", "int32"})
 """The dtypes of indices, lengths and tables of blocks."""
 

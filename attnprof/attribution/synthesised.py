@@ -16,7 +16,14 @@ from attnprof.attribution.flow import Flow
 from attnprof.attribution.origins import Origin
 from attnprof.attribution.pairs import Pattern
 from attnprof.attribution.paths import common_path
-from attnprof.attribution.products import INTEGERS, OVERWRITING, classify, factors, is_product
+from attnprof.attribution.products import (
+    DROPOUT,
+    INTEGERS,
+    OVERWRITING,
+    classify,
+    factors,
+    is_product,
+)
 from attnprof.vocabulary import AttentionKind
 
 _MOST_STEPS = 12
@@ -166,7 +173,7 @@ def _describe(
     call.is_recompute = bool(facts.is_recompute[ops[0]])
     call.has_normaliser = True
     names = [facts.short_names[facts.code[op]] for op in weights.ops]
-    call.has_dropout = any("dropout" in name or "bernoulli" in name for name in names)
+    call.has_dropout = any(DROPOUT.search(name) for name in names)
     call.backend = facts.short_names[facts.code[weights.softmax]]
     _read_shapes(facts, weights, call)
     return call

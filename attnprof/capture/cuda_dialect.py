@@ -16,6 +16,7 @@ Known limitations:
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -103,6 +104,7 @@ class CudaDialect(TorchFunctionMode):
         return math_op(query, key, value, mask, 0.0, is_causal, None, **rest)[0]
 
 
+@cache
 def _adds_batch() -> bool:
     """Return whether this torch gives Q, K and V of three dimensions a batch of one.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,7 @@ class _OpNames(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annot
         return func(*args, **(kwargs or {}))
 
 
+@cache
 def _finds_extremes_in_one_op() -> bool:
     """Return whether this torch's ``one_hot`` checks its classes by ``aminmax``.
 

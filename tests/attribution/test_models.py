@@ -231,13 +231,13 @@ def test_single_head_has_its_whole_width_as_head_dimension() -> None:
 
 
 def test_cross_attention_has_as_many_keys_as_its_context_tokens() -> None:
-    run = train(_Inner(Attention(attend)), embed(), embed(tokens=31))
+    run = train(Inner(Attention(attend)), embed(), embed(tokens=31))
     row = row_of(run, "inner")
     assert shape_of(row) == (BATCH, HEADS, HEADS, TOKENS, 31)
     assert row["softmax_bytes"] == BATCH * HEADS * TOKENS * 31 * FLOAT
 
 
-class _Inner(nn.Module):
+class Inner(nn.Module):
     """A root around a layer that takes several inputs."""
 
     def __init__(self, inner: nn.Module) -> None:
@@ -502,7 +502,7 @@ def test_checkpointed_attention_keeps_nothing(use_reentrant: bool) -> None:
 
     model = nn.Sequential(Attention(attend))
 
-    class Whole(_Inner):
+    class Whole(Inner):
         def forward(self, *inputs: Tensor) -> Tensor:
             result: Tensor = checkpoint(self.inner, *inputs, use_reentrant=use_reentrant)
             return result
@@ -513,7 +513,7 @@ def test_checkpointed_attention_keeps_nothing(use_reentrant: bool) -> None:
 
 
 def test_a_layer_called_again_keeps_what_all_its_calls_keep() -> None:
-    class Shared(_Inner):
+    class Shared(Inner):
         def forward(self, inputs: Tensor) -> Tensor:
             result: Tensor = self.inner(self.inner(self.inner(inputs)))
             return result
@@ -528,10 +528,10 @@ def test_a_layer_called_again_keeps_what_all_its_calls_keep() -> None:
 
 
 def test_models_in_one_trace_are_named_apart() -> None:
-    class First(_Inner):
+    class First(Inner):
         pass
 
-    class Second(_Inner):
+    class Second(Inner):
         pass
 
     first, second = First(Attention(attend)), Second(Attention(attend))

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 import attnprof
 from attnprof.run import Run
+from tests.attribution.test_models import Inner
 
 BATCH, QUERIES, KEYS, HIDDEN, WIDTH, HEADS, FLOAT = 2, 14, 19, 6, 24, 3, 4
 SCORES = BATCH * QUERIES * KEYS
@@ -65,7 +66,7 @@ def repeat_and_concatenate(layer: Additive, queries: Tensor, keys: Tensor) -> Te
 
 def train(model: nn.Module, *inputs: Tensor) -> Run:
     """Trace a forward and backward."""
-    root = _Root(model)
+    root = Inner(model)
     with attnprof.trace() as tracer:
         root(*inputs).square().mean().backward()
     return tracer.run
@@ -88,16 +89,6 @@ def measure_saved(model: nn.Module, *inputs: Tensor) -> int:
         output = model(*inputs)
     assert output.requires_grad
     return sum(size for at, size in held.items() if at not in given)
-
-
-class _Root(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        result: Tensor = self.inner(*inputs)
-        return result
 
 
 def read_row(run: Run) -> dict[str, Any]:
@@ -377,7 +368,7 @@ def test_growth_of_additive_attention_is_quadratic() -> None:
 
 
 def make_step(seq_len: int, device: str) -> Callable[[], None]:
-    model = _Root(Additive(add)).to(device)
+    model = Inner(Additive(add)).to(device)
     x = torch.randn(BATCH, seq_len, WIDTH, device=device)
 
     def step() -> None:

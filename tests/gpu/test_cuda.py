@@ -26,6 +26,7 @@ pytestmark = [
 
 B, H, T, D = 2, 4, 256, 32
 MIB = 2**20
+EVERY = PROGRAMS | COMPILED
 WITHOUT_TRANSFORMERS = {"checkpointed", "two_streams", "private_pool", "kernels", "own_graph"}
 
 
@@ -44,10 +45,16 @@ class Attention(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def empty_cache() -> None:
-    """Begin without what other tests left, so that the allocator decides the same each time."""
+def forget_other_tests() -> None:
+    forget_programs()
+
+
+def forget_programs() -> None:
+    """Begin without what other programs left, so that the allocator decides the same each time."""
+    torch.compiler.reset()
     gc.collect()
     torch.cuda.empty_cache()
+    torch.manual_seed(1)
 
 
 def run_step(model: nn.Module, x: torch.Tensor) -> None:
@@ -83,14 +90,6 @@ def assert_nothing_is_off(run: Run) -> None:
     assert sum(peak.by_category().values()) == peak.total_bytes
 
 
-def forget_programs() -> None:
-    """Begin anew: without the memory of programs that ran before, compiled ones among them."""
-    torch.compiler.reset()
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.manual_seed(1)
-
-
 def measure_untraced(program: Callable[[Any], None]) -> int:
     """Return the allocator's peak over what a program would have traced."""
     peaks: list[int] = []
@@ -114,13 +113,13 @@ def trace_program(program: Callable[[Any], None]) -> tuple[Run, int]:
     return tracers[0].run, peaks[0]
 
 
-@pytest.mark.parametrize("name", PROGRAMS | COMPILED)
+@pytest.mark.parametrize("name", EVERY)
 def test_cuda_blocks_add_up_to_torchs_counters(name: str) -> None:
     if name in COMPILED:
         pytest.importorskip("triton")
     if name not in WITHOUT_TRANSFORMERS:
         pytest.importorskip("transformers")
-    program = (PROGRAMS | COMPILED)[name]
+    program = EVERY[name]
     program(lambda body: body())  # libraries take their workspaces
     forget_programs()
     untraced = measure_untraced(program)
