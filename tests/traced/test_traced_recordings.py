@@ -25,12 +25,12 @@ from attnprof.report.summary import summarise
 from attnprof.run import Run
 from attnprof.store import open_run
 from attnprof.vocabulary import Status
+from tests.traced.programs import COMPILED
 
 RECORDED = Path(__file__).with_name("recorded")
 CASES = sorted(path.stem for path in RECORDED.glob("*.zip"))
 FAILED = ["out_of_memory", "late_out_of_memory"]
 COMPLETED = [case for case in CASES if case not in FAILED]
-COMPILED = ["compiled", "compiled_gqa", "graphs", "replayed_graphs"]
 GPU = "cuda:0"
 MIB = 2**20
 VOCABULARY, WIDTH, LAYERS, HEADS, BATCH, LENGTH = 300, 96, 2, 4, 3, 80
@@ -402,6 +402,11 @@ def test_replayed_graphs_are_said_to_hide_what_they_need(load: Load) -> None:
     # Where they are recorded inside the trace, it is there.
     recorded = load("graphs").peak().by_category()
     assert recorded["softmax"] == LAYERS * rounded(SCORES)
+
+
+def test_steps_left_out_are_counted_in_the_page(load: Load) -> None:
+    page = render_html(summarise(load("long_loop")))
+    assert page.count("2 more<") == page.count("1 more<") == 1
 
 
 def test_private_pools_are_said_and_counted(load: Load) -> None:
