@@ -9,6 +9,7 @@ zipped run directory per program, or for each that is named, into ``recorded/`` 
     python tests/traced/record.py unpacked/torch unpacked/nvidia/cu13/include [PROGRAM ...]
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -100,12 +101,17 @@ def run_program(name: str, directory: str) -> None:
 
 
 def pack(directory: Path, target: Path) -> None:
-    """Write a run directory into a zip file, without times of its own."""
+    """Write a run directory into a zip file, without times or paths of its own."""
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(directory.rglob("*")):
             if path.is_file():
                 entry = zipfile.ZipInfo(str(path.relative_to(directory)))
-                archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
+                content = path.read_bytes()
+                if path.name == "run.json":
+                    info = json.loads(content)
+                    info["writer"]["command"] = ["tests/traced/record.py", target.stem]
+                    content = json.dumps(info, indent=1).encode()
+                archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
 
 
 if __name__ == "__main__":
