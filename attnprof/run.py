@@ -105,6 +105,11 @@ class Run:
         """Whether compiled modules ran, inside which ops and their storages are not all seen."""
         return bool(self.attribution.facts.is_compiled.any())
 
+    @property
+    def has_uncompiled_code(self) -> bool:
+        """Whether compiled modules ran op by op, which torch 2.8 makes of them under a trace."""
+        return self.attribution.facts.has_uncompiled_scope
+
     @cached_property
     def steps(self) -> pl.DataFrame:
         """A row per step: length and batch of its data, peak and reserved bytes, seconds.

@@ -71,7 +71,8 @@ class CacheUse:
 
         That is what the next op to read the storage takes; a program that kept a slice can only
         take that slice. Where nothing reads it any more, the last view that was made of the
-        storage and that nothing took counts as the one that was kept for later.
+        storage and that nothing took counts as the one that was kept for later. An op that makes
+        the view it takes once more (torch 2.8 slices a ``:`` too) does not take it.
         """
         facts, rows = self.facts, self.rows_of(storage)
         at = int(np.searchsorted(facts.row_op[rows], op, "left"))
@@ -79,14 +80,20 @@ class CacheUse:
         if len(later):
             return facts.signature_of(int(later[0]))
         earlier = rows[:at]
-        taken = set(facts.signature[earlier[facts.is_input[earlier]]].tolist())
         made = earlier[~facts.is_input[earlier]]
         if not len(made):
             return facts.signature_of(int(earlier[-1])) if len(earlier) else None
+        taking = self._pair_up(earlier[facts.is_input[earlier]]) - self._pair_up(made)
+        taken = {signature for _op, signature in taking}
         for row in made[::-1].tolist():
             if int(facts.signature[row]) not in taken:
                 return facts.signature_of(row)
         return facts.signature_of(int(made[0]))
+
+    def _pair_up(self, rows: Ints) -> set[tuple[int, int]]:
+        """Return the op and the signature of every row."""
+        facts = self.facts
+        return set(zip(facts.row_op[rows].tolist(), facts.signature[rows].tolist(), strict=True))
 
     def writes_of(self, storage: int) -> list[Write]:
         """Return the in-place writes into a storage, in the order of ops."""

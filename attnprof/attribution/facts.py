@@ -28,6 +28,7 @@ from attnprof.store.schema import (
     OUTERMOST,
     RECOMPUTE,
     RESIZED,
+    UNCOMPILED,
 )
 from attnprof.vocabulary import Role
 
@@ -178,6 +179,11 @@ class Facts:
             parent = self.parent_of_scope[scope]
             inside[scope] |= parent >= 0 and inside[parent]
         return inside
+
+    @property
+    def has_uncompiled_scope(self) -> bool:
+        """Whether a module that was compiled ran op by op."""
+        return bool((self.scope_flags & UNCOMPILED).any())
 
     @cached_property
     def is_compiled(self) -> Bools:

@@ -34,7 +34,8 @@ OP_PREFIX = "attnprof:"
 COUNTERS = ("allocated_bytes", "reserved_bytes")
 """What is read of ``torch.cuda.memory_stats``, to hold the answers against."""
 PINNED = ("allocated_bytes", "active_bytes")
-"""What is read of ``torch.cuda.host_memory_stats``: pinned memory, kept for reuse, and in use."""
+"""What ``torch.cuda.host_memory_stats`` calls pinned memory, kept for reuse, and that in use."""
+_PINNED_BEFORE_2_10 = ("reserved_bytes", "allocated_bytes")
 
 _NO_POOL = (0, 0)
 """The number of the pool that everyone shares."""
@@ -64,8 +65,20 @@ def describe_support() -> list[tuple[str, bool, str]]:
         ("CUDA", True, f"{torch.cuda.device_count()} device(s), CUDA {torch.version.cuda}"),
         ("native allocator", backend == "native", f"allocator backend is {backend}"),
         ("allocator history", _has("_record_memory_history"), "torch.cuda.memory"),
-        ("allocations tagged with ops", _has("_set_memory_metadata"), "_set_memory_metadata"),
+        ("allocations tagged with ops", _has("_set_memory_metadata"), "torch 2.10 and newer"),
     ]
+
+
+def describe_pinned(stats: dict[str, int]) -> dict[str, int]:
+    """Return what `PINNED` names of ``torch.cuda.host_memory_stats``, if anything was pinned."""
+    counters = PINNED if f"{PINNED[1]}.peak" in stats else _PINNED_BEFORE_2_10
+    if not stats.get(f"{counters[0]}.peak"):
+        return {}
+    return {
+        f"{name}_{which}": stats[f"{counter}.{which}"]
+        for name, counter in zip(PINNED, counters, strict=True)
+        for which in ("current", "peak")
+    }
 
 
 class AllocatorHistory:
@@ -163,7 +176,8 @@ class AllocatorHistory:
         for segment in snapshot["segments"]:
             self._add(segment["device"], _list_seeds(segment, -1))
         self._read_counters("begin")
-        if _has("_set_memory_metadata"):
+        self.info["notes_ops"] = _has("_set_memory_metadata")
+        if self.info["notes_ops"]:
             get_tag = getattr(torch.cuda.memory, "_get_memory_metadata", None)
             get_tag = None if self._is_ours else get_tag
             self._tag_ops(torch.cuda.memory._set_memory_metadata, get_tag)
@@ -250,13 +264,8 @@ class AllocatorHistory:
     def _read_pinned(self) -> None:
         """Note how much of the host's memory torch pinned, which no device's history tells."""
         read = getattr(torch.cuda, "host_memory_stats", None)
-        stats = read() if read is not None else {}
-        if stats.get("allocated_bytes.peak"):
-            self.info["pinned"] = {
-                f"{name}_{which}": stats[f"{name}.{which}"]
-                for name in PINNED
-                for which in ("current", "peak")
-            }
+        if pinned := describe_pinned(read() if read is not None else {}):
+            self.info["pinned"] = pinned
 
     def _read_process(self) -> None:
         """Note what NVML counts for the whole process, the CUDA context and libraries included."""

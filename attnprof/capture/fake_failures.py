@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from traceback import walk_tb
 from typing import Any
 
 from torch._subclasses.fake_tensor import (
@@ -57,7 +58,7 @@ _BY_TEXT: dict[str, tuple[str, str]] = {
     "FakeTensor": ("an operation does not work on fake tensors", "measure this model for real"),
 }
 
-_NESTED = ("_nested_tensor", "shape_env must not be None")
+_NESTED = ("_nested_tensor", "NestedTensor", "shape_env must not be None")
 """In what torch raises where the lengths in a nested tensor would have to be known."""
 
 
@@ -107,13 +108,20 @@ def refuse_sparse_copies(func: Any) -> None:
 
 
 def _find_reason(error: Exception) -> tuple[str, str] | None:
-    if any(sign in str(error) for sign in _NESTED):
+    if _is_of_nested_tensors(error):
         return "a nested tensor is made", f"use a padded one and a mask, {_MEASURE}"
     for kind, reason in _BY_TYPE.items():
         if isinstance(error, kind):
             return reason
     text = str(error)
     return next((reason for sign, reason in _BY_TEXT.items() if sign in text), None)
+
+
+def _is_of_nested_tensors(error: Exception) -> bool:
+    if any(sign in str(error) for sign in _NESTED):
+        return True
+    *_, (innermost, _line) = walk_tb(error.__traceback__)
+    return innermost.f_code.co_name == "create_symbolic_nested_int"  # wordless in torch 2.8
 
 
 def _shorten(error: Exception) -> str:

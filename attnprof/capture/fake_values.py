@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
-from attnprof.capture.dynamo import SKIPPING, leave_alone
+from attnprof.capture.dynamo import SKIPPING, PassiveMode, leave_alone
 from attnprof.capture.fake_choices import NO_TOKEN, Choices
 from attnprof.capture.fake_failures import refuse_sparse_copies
 from attnprof.capture.fake_kernels import run_kernel
@@ -50,13 +50,11 @@ _SAMPLING = os.path.join(os.path.dirname(torch.__file__), "nn", "init.py")
 aten = torch.ops.aten
 
 
-class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotated
+class FakeValues(PassiveMode):  # type: ignore[no-untyped-call]  # not annotated
     """Knows some tensors by value while a program runs on fake tensors.
 
     Enter it after (inside of) a FakeTensorMode.
     """
-
-    supports_higher_order_operators = True
 
     def __init__(self, assumed: dict[str, None], twins: Twins) -> None:
         """Know nothing yet.
@@ -65,22 +63,13 @@ class FakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not ann
             assumed: Gets a line for everything that was assumed, in order.
             twins: The fakes that stand for real tensors, whose values are there.
         """
-        super().__init__()  # type: ignore[no-untyped-call]  # not annotated
+        super().__init__()
         self._assumed = assumed
         self._knowledge = Knowledge(twins)
         self.tables = Tables(self._knowledge)
         """The tables that the program looks positions up in."""
         self._choices = Choices()
         self._dice = Dice()
-
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        """Leave compiled code alone."""
-        return True
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return SKIPPING is None  # see `attnprof.capture.ops.OpMode`
 
     def is_known(self, tensor: torch.Tensor) -> bool:
         """Return whether the values of a tensor can be read."""

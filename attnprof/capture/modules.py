@@ -14,11 +14,12 @@ from torch import nn
 from torch.nn.modules import module as module_hooks
 
 from attnprof.capture.detail import DetailSwitch
+from attnprof.capture.dynamo import RUNS_COMPILED, is_forced_eager
 from attnprof.capture.ledger import PLAIN_CLASSES, Ledger, plain_tensors
 from attnprof.capture.ops import OpMode
 from attnprof.capture.recorder import Recorder
 from attnprof.capture.threads import ThreadModes
-from attnprof.store.schema import COMPILED, GRAD_ENABLED, OUTERMOST, RECOMPUTE
+from attnprof.store.schema import COMPILED, GRAD_ENABLED, OUTERMOST, RECOMPUTE, UNCOMPILED
 from attnprof.vocabulary import Role
 
 _in_backward = torch._C._current_graph_task_id  # -1 outside backward
@@ -160,6 +161,7 @@ class ModuleWatch:
         self._names = names
         self._recorder = recorder
         self._scopes = count()
+        self._has_said_uncompiled = False
 
     def before(self, module: nn.Module, args: Any) -> None:
         """Open a scope; the global forward pre-hook."""
@@ -180,7 +182,7 @@ class ModuleWatch:
             flags |= OUTERMOST
             self._begin_outermost(module)
         if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
-            flags |= COMPILED
+            flags |= self._flag_compiled()
         recorder = self._recorder
         scope = next(self._scopes)
         mode.open_scopes.append(
@@ -218,6 +220,22 @@ class ModuleWatch:
             self._identify_inputs((*args, *(rest[0].values() if len(rest) == 2 else ())))
         while self._close_innermost(mode) is not module:
             pass  # scopes inside it that were left without a word
+
+    def _flag_compiled(self) -> int:
+        """Return how a module that was compiled runs, and warn where that is not as it would."""
+        if is_forced_eager():
+            return 0
+        if RUNS_COMPILED:
+            return COMPILED
+        if not self._has_said_uncompiled:
+            self._has_said_uncompiled = True
+            warnings.warn(
+                "torch 2.8 runs compiled code op by op while it is traced, so the memory is that "
+                "of the model as it is without torch.compile; torch 2.9 and newer run it compiled",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return UNCOMPILED
 
     def _identify_inputs(self, values: Any) -> None:
         for value in values:

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.nn import Parameter
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnprof.capture.cuda import OP_PREFIX
-from attnprof.capture.dynamo import SKIPPING, leave_alone
+from attnprof.capture.dynamo import SKIPPING, PassiveMode, leave_alone
 from attnprof.capture.imitate import IMITATED, InPlaceForms
 from attnprof.capture.ledger import Ledger, plain_tensors, storage_address
 from attnprof.capture.recorder import COMMIT_OPS, PACKERS, Recorder, make_packer
@@ -138,10 +137,8 @@ def _has_own_dispatch(types: tuple[type, ...]) -> bool:
     )
 
 
-class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotated
+class OpMode(PassiveMode):  # type: ignore[no-untyped-call]  # not annotated
     """A dispatch mode for one thread that only writes down facts."""
-
-    supports_higher_order_operators = True
 
     def __init__(
         self,
@@ -151,7 +148,7 @@ class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotat
         in_place_forms: InPlaceForms,
     ) -> None:
         """Record the ops of the thread numbered ``thread``."""
-        super().__init__()  # type: ignore[no-untyped-call]  # not annotated
+        super().__init__()
         self.scope = -1
         """The innermost module call of this thread; set by the module hooks."""
         self.open_scopes: list[Any] = []
@@ -172,17 +169,6 @@ class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotat
         """By the id of the function: hashing one calls Python."""
         self._subclasses: dict[tuple[type, ...], bool] = {}
         """Kinds of tensor among an op's operands -> whether the op is theirs to take apart."""
-
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        """Tell Dynamo that compiled code may run as it is; without this it would run eagerly."""
-        return True
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Where this is true, torch wraps __torch_dispatch__ in `torch._dynamo.disable`: 1 µs an
-        # op. `leave_alone`, below, says the same to Dynamo once.
-        return SKIPPING is None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func`` unchanged and record it."""
@@ -303,5 +289,5 @@ class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotat
                 self._ledger.check_size(value.untyped_storage())
 
 
-if SKIPPING is not None:  # else torch wraps it, see `_should_skip_dynamo`
+if SKIPPING is not None:  # else torch wraps it, see `PassiveMode`
     leave_alone(OpMode.__torch_dispatch__)

@@ -121,6 +121,8 @@ def find_doubts(run: Run) -> Iterator[str]:
     """Yield what the run could not see or know, so that a limit may be kept only seemingly."""
     if run.has_compiled_code:
         yield "compiled code ran, and what its kernels take inside is not all counted"
+    if run.has_uncompiled_code:
+        yield "torch 2.8 ran compiled code op by op under the trace, which takes other memory"
     for device, counted in (run.info.get("allocator") or {}).get("devices", {}).items():
         if held := counted.get("end", {}).get("private_bytes"):
             yield (

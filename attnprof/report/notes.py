@@ -86,6 +86,12 @@ def _note_allocator(run: Run, peak: Peak) -> list[Note]:
             "the peak may be wrong"
         )
         notes.append(Note("history", text, is_warning=True))
+    if not about.get("notes_ops", True):
+        text = (
+            "this torch's allocator cannot note which op takes a block; what lies in which block "
+            "is concluded from addresses and sizes, and more stays unattributed. torch 2.10 can"
+        )
+        notes.append(Note("ops", text, is_warning=True))
     if about.get("settings", {}).get("expandable_segments") is True:
         notes.append(Note("segments", "expandable_segments was on"))
     streams = count_streams(run.attribution, peak.device)
@@ -175,6 +181,12 @@ def _note_unseen(run: Run, peak: Peak) -> list[Note]:
         if peak.device == "cpu":
             text += ", and on the CPU what stays inside them is not counted"
         notes.append(Note("compiled", text, is_warning=True))
+    if run.has_uncompiled_code:
+        text = (
+            "torch 2.8 ran compiled parts of the model op by op while they were traced; the memory "
+            "is that of the model without torch.compile. torch 2.9 and newer run them compiled"
+        )
+        notes.append(Note("uncompiled", text, is_warning=True))
     opaque = run.layers().filter(pl.col("kind") == AttentionKind.OPAQUE.value).height
     if opaque:
         text = f"{opaque} attention layer(s) ran as one op; their scores live inside it, unseen"

@@ -32,6 +32,8 @@ RECOMPUTE = 2
 OUTERMOST = 4
 COMPILED = 8
 """The module was compiled: fused kernels make storages that no op shows."""
+UNCOMPILED = 16
+"""The module was compiled, and all the same ran op by op: torch 2.8 does that under a trace."""
 
 # Values of `marks.kind`.
 STEP = 0

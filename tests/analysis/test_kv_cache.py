@@ -21,6 +21,7 @@ from attnprof.theory.config import parse_config
 from attnprof.units import format_bytes
 from tests.attribution.cache_programs import SIZES, build, make_llama
 from tests.attribution.test_caches_by_hand import Model, concatenate, write_slice
+from tests.versions import needs_fused_groups
 
 PROMPT, NEW = 512, 128
 BATCH, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FLOAT = 2, 3, 8, 2, 16, 4
@@ -59,7 +60,7 @@ class Generation:
     config: dict[str, object]
 
 
-@pytest.fixture(scope="module", params=["eager", "sdpa"])
+@pytest.fixture(scope="module", params=["eager", pytest.param("sdpa", marks=needs_fused_groups)])
 def generation(request: pytest.FixtureRequest) -> Generation:
     model = make_model(request.param)
     plain = answer(model)

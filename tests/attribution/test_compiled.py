@@ -10,14 +10,16 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import attnprof
 from attnprof import Run
+from tests.versions import needs_compiled_code
 
 B, T, H, D = 2, 32, 4, 8
 WIDTH = H * D
 SCORES = 4 * B * H * T * T
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*torch.jit.*:DeprecationWarning",  # of Inductor itself
-)
+pytestmark = [
+    needs_compiled_code,
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),  # of Inductor itself
+]
 
 
 class Attention(nn.Module):

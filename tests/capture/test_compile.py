@@ -10,6 +10,9 @@ from torch._dynamo.utils import counters
 
 import attnprof
 from attnprof import Run
+from attnprof.pytest_plugin.verdicts import find_doubts
+from attnprof.report.notes import collect_notes
+from tests.versions import needs_compiled_code
 
 WIDTH = 24
 
@@ -54,6 +57,7 @@ def read_counters() -> dict[str, dict[str, int]]:
     return {name: dict(counters[name]) for name in wanted}
 
 
+@needs_compiled_code
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of inductor itself
 def test_compiled_model_stays_compiled() -> None:
     """The default backend, to the end: fused kernels run, and nothing falls back to eager."""
@@ -70,6 +74,7 @@ def test_compiled_model_stays_compiled() -> None:
     assert "sin" not in names_of(tracer.run)  # it runs inside a kernel
 
 
+@needs_compiled_code
 def test_trace_does_not_compile_again() -> None:
     compiled, x = torch.compile(Block(), backend="aot_eager", fullgraph=True), torch.ones(5, WIDTH)
     untraced = run_step(compiled, x)
@@ -80,6 +85,7 @@ def test_trace_does_not_compile_again() -> None:
     torch.testing.assert_close(traced, untraced, rtol=0, atol=0)
 
 
+@needs_compiled_code
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiling_inside_a_trace_breaks_no_graph(backend: str, dynamic: bool) -> None:
@@ -98,6 +104,7 @@ def test_compiling_inside_a_trace_breaks_no_graph(backend: str, dynamic: bool) -
     torch.testing.assert_close(traced, untraced, rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:torch 2.8 runs compiled code op by op:RuntimeWarning")
 def test_compiling_in_place_inside_a_trace_works() -> None:
     model = Block()
     with attnprof.trace(samples_per_second=0) as tracer:
@@ -109,6 +116,7 @@ def test_compiling_in_place_inside_a_trace_works() -> None:
     assert not counters["graph_break"]
 
 
+@needs_compiled_code
 def test_model_compiled_inside_a_trace_goes_on_afterwards() -> None:
     with attnprof.trace(samples_per_second=0):
         compiled = torch.compile(Block(), backend="eager", fullgraph=True)
@@ -166,3 +174,26 @@ def test_exported_program_is_the_same_inside_a_trace() -> None:
         inside = torch.export.export(model, (torch.ones(5, WIDTH),))
     outside = torch.export.export(model, (torch.ones(5, WIDTH),))
     assert inside.graph_module.code == outside.graph_module.code
+
+
+def test_a_torch_that_runs_compiled_code_op_by_op_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnprof.capture.modules.RUNS_COMPILED", False)
+    compiled = torch.compile(Block(), backend="eager")
+    with attnprof.trace(samples_per_second=0) as tracer:
+        with pytest.warns(RuntimeWarning, match="torch 2.8 runs compiled code op by op"):
+            compiled(torch.ones(5, WIDTH))
+        compiled(torch.ones(5, WIDTH))  # says it once: a second warning would be an error
+    run = tracer.run
+    assert run.has_uncompiled_code
+    assert not run.has_compiled_code
+    assert "torch 2.8 ran compiled code op by op" in "".join(find_doubts(run))
+    assert "uncompiled" in {note.subject for note in collect_notes(run, run.peak())}
+
+
+def test_what_the_program_has_run_eagerly_is_not_called_compiled() -> None:
+    compiled, x = torch.compile(Block(), backend="eager"), torch.ones(5, WIDTH)
+    compiled(x)
+    with attnprof.trace(samples_per_second=0) as tracer, torch.compiler.set_stance("force_eager"):
+        compiled(x)
+    assert not tracer.run.has_compiled_code
+    assert not tracer.run.has_uncompiled_code

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from attnprof.capture import cuda
-from attnprof.capture.cuda import IDLE_EVENTS, OP_PREFIX, RING_EVENTS, AllocatorHistory, Counters
+from attnprof.capture.cuda import (
+    IDLE_EVENTS,
+    OP_PREFIX,
+    RING_EVENTS,
+    AllocatorHistory,
+    Counters,
+    describe_pinned,
+)
 from attnprof.store.schema import RESUMED, SEED, SEGMENT_SEED
 
 
@@ -250,3 +257,22 @@ def test_failures_are_watched_once_per_process(monkeypatch: pytest.MonkeyPatch) 
             history.pause()
             history.resume()
     assert len(allocator.observers) == 1
+
+
+@pytest.mark.parametrize(
+    ("held", "used"),
+    [("allocated_bytes", "active_bytes"), ("reserved_bytes", "allocated_bytes")],  # since 2.10
+)
+def test_pinned_memory_is_read_by_the_names_of_every_torch(held: str, used: str) -> None:
+    stats = {f"{held}.current": 4, f"{held}.peak": 8, f"{used}.current": 1, f"{used}.peak": 2}
+    assert describe_pinned(stats) == {
+        "allocated_bytes_current": 4,
+        "allocated_bytes_peak": 8,
+        "active_bytes_current": 1,
+        "active_bytes_peak": 2,
+    }
+
+
+def test_nothing_is_said_of_pinned_memory_where_there_is_none() -> None:
+    assert describe_pinned({}) == {}
+    assert describe_pinned({"allocated_bytes.peak": 0, "active_bytes.peak": 0}) == {}

@@ -179,6 +179,7 @@ def test_compiled_code_runs_as_it_is_written() -> None:
 
     plain, compiled = (dry_run(make(options), N) for options in (None, {"fullgraph": True}))
     assert compiled.peak().by_category() == plain.peak().by_category()
+    assert not compiled.has_compiled_code
     assert plain.info["dry_run"]["assumptions"] == []
     assert compiled.info["dry_run"]["assumptions"] == [
         "what torch.compile compiles was run as it is written"

@@ -10,6 +10,7 @@ import attnprof
 from attnprof import Run
 from tests.capture.oracle import Block, find_peak_bytes, record_blocks
 from tests.models import CASES, Case, make_gpt2, make_llama, make_nano, storage_bytes, tokens
+from tests.versions import needs_profiled_modes
 
 
 def record_traced(program: Callable[[], object]) -> tuple[Run, list[Block]]:
@@ -45,12 +46,14 @@ def test_ledger_of_training_matches_allocator(name: str) -> None:
     assert_ledger_is_exact(case, case.train)
 
 
+@needs_profiled_modes
 @pytest.mark.parametrize("name", CASES)
 def test_ledger_of_inference_matches_allocator(name: str) -> None:
     case = CASES[name]()
     assert_ledger_is_exact(case, case.infer)
 
 
+@needs_profiled_modes
 @pytest.mark.parametrize("make", [make_gpt2, make_llama])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_ledger_of_decoding_matches_allocator(make: Callable[[str], Case], attention: str) -> None:
@@ -93,6 +96,7 @@ def test_ledger_of_checkpointing_matches_allocator(kind: str) -> None:
     assert_ledger_is_exact(case, case.train)
 
 
+@needs_profiled_modes
 def test_ledger_of_autocast_matches_allocator() -> None:
     case = make_nano()
 
@@ -117,6 +121,7 @@ def test_ledger_of_an_optimizer_step_matches_allocator() -> None:
     assert_ledger_is_exact(case, steps)
 
 
+@needs_profiled_modes
 def test_oracle_sees_scratch() -> None:
     """A check of the judge: a product of transposed matrices copies one of them inside itself."""
     x = torch.randn(3, 40, 50)

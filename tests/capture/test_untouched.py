@@ -16,6 +16,7 @@ import attnprof
 from tests.capture.oracle import find_peak_bytes, record_blocks
 from tests.capture.remains import list_remains
 from tests.models import CASES, Case, make_bert, make_gpt2, make_nano, tokens
+from tests.versions import needs_profiled_modes
 
 
 def tracing(*, on: bool) -> contextlib.AbstractContextManager[object]:
@@ -97,7 +98,7 @@ def test_trace_leaves_results_and_randomness_as_they_are(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*CASES, "bfloat16", "checkpoint-non-reentrant"])
-@pytest.mark.parametrize("what", ["train", "infer"])
+@pytest.mark.parametrize("what", ["train", pytest.param("infer", marks=needs_profiled_modes)])
 def test_trace_leaves_the_peak_as_it_is(name: str, what: str) -> None:
     torch.manual_seed(3)
     case = CONFIGURATIONS[name]()

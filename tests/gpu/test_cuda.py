@@ -27,6 +27,8 @@ pytestmark = [
 B, H, T, D = 2, 4, 256, 32
 MIB = 2**20
 EVERY = PROGRAMS | COMPILED
+NOTES_OPS = hasattr(torch.cuda.memory, "_set_memory_metadata")
+"""Whether the allocator can note which op takes a block: from torch 2.10 on."""
 WITHOUT_TRANSFORMERS = {"checkpointed", "two_streams", "private_pool", "kernels", "own_graph"}
 
 
@@ -131,7 +133,7 @@ def test_cuda_blocks_add_up_to_torchs_counters(name: str) -> None:
     known = run.steps["peak_bytes"].max() if is_counted else run.peak(device="cuda:0").total_bytes
     assert known == counted == untraced
     unexplained = run.peak().by_category().get("unattributed", 0)
-    assert 1000 * unexplained < counted
+    assert 1000 * unexplained < counted or not NOTES_OPS
 
 
 def test_cuda_softmax_is_saved_once_per_layer() -> None:
@@ -157,7 +159,8 @@ def test_cuda_blocks_before_the_trace_are_parameters() -> None:
         step()
     events = tracer.run.attribution.facts.stored.table("allocator_events").to_pylist()
     assert any(event["action"] == "seed" for event in events)
-    assert any(event["action"] == "alloc" and event["op"] >= 0 for event in events)
+    noted = {event["op"] >= 0 for event in events if event["action"] == "alloc"}
+    assert (True in noted) is NOTES_OPS
     sizes = tracer.run.peak().by_category()
     parameters = [4 * 3 * H * D * H * D, 4 * 3 * H * D, 4 * H * D * H * D, 4 * H * D]
     assert sizes["parameters"] == sum(-(-size // 512) * 512 for size in parameters)
@@ -174,6 +177,7 @@ def test_cuda_expandable_segments_add_up_too() -> None:
     assert_nothing_is_off(tracer.run)
 
 
+@pytest.mark.skipif(not NOTES_OPS, reason="there is no metadata before torch 2.10")
 def test_cuda_history_of_the_user_is_left_as_it_was() -> None:
     with attnprof.trace():
         torch.ones(8, device="cuda")
@@ -244,5 +248,5 @@ def test_cuda_out_of_memory_says_what_was_asked_for_and_who_held_the_rest(tmp_pa
     assert failure is not None
     assert failure.requested_bytes == 12 * MIB + 512  # 12 MiB and a byte, rounded
     assert failure.is_capped
-    assert failure.held.op == "aten::empty.memory_format"
+    assert failure.held.op == ("aten::empty.memory_format" if NOTES_OPS else None)
     assert sum(failure.held.by_category().values()) == failure.state.allocated_bytes

@@ -184,7 +184,11 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
 }
 cudaError_t cudaStreamGetCaptureInfo(
     cudaStream_t stream, cudaStreamCaptureStatus* status, unsigned long long* id, cudaGraph_t* graph,
-    const cudaGraphNode_t**, const cudaGraphEdgeData**, size_t* dependencies) {
+    const cudaGraphNode_t**,
+#if CUDART_VERSION >= 13000
+    const cudaGraphEdgeData**,
+#endif
+    size_t* dependencies) {
   if (id && captures.count(stream)) *id = captures[stream];
   if (graph) *graph = reinterpret_cast<cudaGraph_t>(8);
   if (dependencies) *dependencies = 0;

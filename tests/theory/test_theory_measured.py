@@ -31,10 +31,12 @@ from attnprof.theory.capacity import predict_inference, predict_training
 from attnprof.theory.recipes import Mask, ScorePath
 from attnprof.theory.scores import keys_per_query, predict_scores
 from attnprof.vocabulary import Category
+from tests.versions import needs_fused_groups
 
 FLOAT = 4  # bytes
 KV_HEADS = 2
 VOCABULARY = 61
+FUSED = pytest.param("sdpa", marks=needs_fused_groups)
 
 
 def size_of(run: Run, op: str, category: Category, *, saved: bool = False) -> int:
@@ -270,7 +272,7 @@ def train(model: nn.Module, vocabulary: int, length: int, batch: int) -> Run:
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", ["eager", FUSED])
 def test_a_llama_layer_keeps_what_theory_says(implementation: str, dtype: str, batch: int) -> None:
     run = train(make_llama(implementation, dtype, 2, VOCABULARY), VOCABULARY, 64, batch)
     kept = run.allocations.filter(
@@ -289,7 +291,7 @@ def test_a_llama_layer_keeps_what_theory_says(implementation: str, dtype: str, b
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", ["eager", FUSED])
 @pytest.mark.parametrize(("vocabulary", "length"), [(64, 256), (1024, 128)])
 def test_training_takes_what_theory_says_within_4_percent(
     implementation: str, dtype: str, vocabulary: int, length: int
@@ -303,7 +305,7 @@ def test_training_takes_what_theory_says_within_4_percent(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", ["eager", FUSED])
 def test_a_prefill_takes_what_theory_says_within_4_percent(implementation: str, dtype: str) -> None:
     model = make_llama(implementation, dtype, 6, 64)
     ids = torch.randint(0, 64, (1, 256))

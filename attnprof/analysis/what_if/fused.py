@@ -122,6 +122,8 @@ def _find_obstacle(scene: Scene, call: AttentionCall, *, without_dropout: bool) 
     outputs = [scene.facts.signature_of(r) for op in call.seconds for r in scene.facts.rows_out(op)]
     if any(call.head_dim not in s.shape[-2:] for s in outputs):
         return "V's head dimension is not that of Q and K, which the CPU's fused kernel refuses"
+    if call.kv_heads < call.heads and scene.is_torch_2_8:
+        return "torch 2.8's fused kernel for the CPU takes no grouped queries; torch 2.9's does"
     return ""
 
 

@@ -46,6 +46,12 @@ class Scene:
         return self.device == "cpu"
 
     @property
+    def is_torch_2_8(self) -> bool:
+        """Whether the oldest torch that is supported recorded the run."""
+        environment = self.facts.stored.info.get("environment") or {}
+        return str(environment.get("torch", "")).startswith("2.8.")
+
+    @property
     def calls(self) -> list[AttentionCall]:
         """All attention calls, repeated forwards included."""
         return self.attribution.calls
