@@ -17,7 +17,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import attnprof
-from attnprof.units import format_bytes
+from attnprof.units import format_bytes, parse_length
 
 BATCH = 2
 LAYERS, HEADS, KV_HEADS, HEAD_DIM = 4, 8, 2, 32
@@ -53,8 +53,12 @@ def make_step(seq_len: int, device: str) -> Callable[[], None]:
 def main() -> None:
     """Generate under a trace and print the cache of each layer."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seq-len", type=int, default=512, metavar="N", help="prompt and answer")
+    parser.add_argument(
+        "--seq-len", type=parse_length, default=512, metavar="N", help="prompt and answer"
+    )
     seq_len = parser.parse_args().seq_len
+    if seq_len <= NEW_TOKENS:
+        parser.error(f"--seq-len {seq_len} has no room for a prompt beside {NEW_TOKENS} new tokens")
 
     with attnprof.trace() as tracer:
         make_step(seq_len, "cpu")()

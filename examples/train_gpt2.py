@@ -9,12 +9,13 @@ which any process can do later with ``attnprof.load``.
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import attnprof
-from attnprof.units import format_bytes
+from attnprof.units import format_bytes, parse_length
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument("--attention", choices=["eager", "sdpa"], default="eager")
     parser.add_argument("--out", metavar="DIR", help="default: runs/gpt2-ATTENTION")
     for name, default in (("layers", 4), ("seq-len", 512), ("batch", 2), ("steps", 3)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+        parser.add_argument(f"--{name}", type=parse_length, default=default)
     options = parser.parse_args()
 
     config = GPT2Config(
@@ -36,7 +37,12 @@ def main() -> None:
         eos_token_id=0,
         attn_implementation=options.attention,
     )
-    with attnprof.trace(options.out or f"runs/gpt2-{options.attention}") as tracer:
+    directory = Path(options.out or f"runs/gpt2-{options.attention}")
+    if directory.exists():
+        parser.error(
+            f"{directory} exists, and a run is never written over; name another with --out"
+        )
+    with attnprof.trace(directory) as tracer:
         model = GPT2LMHeadModel(config).train()
         model.loss_type = "ForCausalLM"  # as it assumes, but with a warning
         optimizer = torch.optim.AdamW(model.parameters())

@@ -11,14 +11,14 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import attnprof
-from attnprof.units import format_bytes
+from attnprof.units import format_bytes, parse_length
 
 
 def main() -> None:
     """Train on batches of different lengths; print the growth that this shows."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--longest", type=int, default=512, metavar="N")
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--longest", type=parse_length, default=512, metavar="N")
+    parser.add_argument("--steps", type=parse_length, default=8)
     options = parser.parse_args()
 
     config = GPT2Config(
@@ -36,7 +36,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     with attnprof.trace() as tracer:
         for _ in range(options.steps):
-            length = random.randint(options.longest // 8, options.longest)
+            length = random.randint(max(1, options.longest // 8), options.longest)
             tokens = torch.randint(config.vocab_size, (2, length))
             model(input_ids=tokens, labels=tokens).loss.backward()
             optimizer.step()

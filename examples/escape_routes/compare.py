@@ -207,6 +207,12 @@ def main() -> None:
     parser.add_argument("--device", default="H200", help="whose wall to look for; default: H200")
     parser.add_argument("--html", type=Path, default=Path("escape-routes.html"), metavar="FILE")
     options = parser.parse_args()
+    try:  # before the work that ends in them
+        read_capacity(options.device)
+    except ValueError as error:
+        parser.error(f"--device: {error}")
+    if options.html.is_dir() or not options.html.parent.is_dir():
+        parser.error(f"--html: {options.html} is not a file in a directory that exists")
 
     torch.set_num_threads(1)  # more would spend their time waiting: the ops are small
     results: dict[str, Result] = {}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import attnprof
+from attnprof.units import parse_length
 
 BATCH = 2
 LAYERS = 2
@@ -123,7 +124,9 @@ def make_transformers_step(make_model: Callable[[], nn.Module], seq_len: int, de
 def show_growth(*makers: MakeStep) -> None:
     """Sweep the lengths on the command line and print by which laws memory grows."""
     parser = argparse.ArgumentParser(description="Print how a training step's memory grows.")
-    parser.add_argument("seq_lens", type=int, nargs="*", default=[256, 512, 1024], metavar="N")
+    parser.add_argument(
+        "seq_lens", type=parse_length, nargs="*", default=[256, 512, 1024], metavar="N"
+    )
     seq_lens = parser.parse_args().seq_lens
     torch.set_num_threads(1)  # more would spend their time waiting: the ops are small
     for make_step in makers:

@@ -10,7 +10,7 @@ from attnprof.store import RunWriter
 from attnprof.store.schema import BORN, FREED, RESIZED
 from attnprof.vocabulary import Status
 from attnprof_dashboard.data.live import LiveRun, LiveStore
-from attnprof_dashboard.data.live_device import OTHER
+from attnprof_dashboard.data.live_device import OTHER, Device
 
 
 def make_events(*rows: tuple[int, int, int, int]) -> dict[str, dict[str, list[object]]]:
@@ -126,9 +126,23 @@ def test_old_extremes_leave_the_window_but_the_peak_stays(writer: RunWriter) -> 
     live = LiveRun(writer.path)
     live.update()
     device = live.devices["cpu"]
-    assert max(i.total_bytes for i in device.instants(late - 60 * second)) == 5
+    assert max(i.total_bytes for i in device.instants(late - 60 * second, late)) == 5
     assert device.peak is not None
     assert device.peak.total_bytes == 900
+    writer.close(Status.COMPLETED)
+
+
+def test_window_ends_with_what_is_live_now(writer: RunWriter) -> None:
+    """The extremes of a tenth of a second do not say what was left at its end."""
+    writer.commit({**DEVICES, **make_events((0, BORN, 7, 1), (1, BORN, 900, 2), (1, FREED, 0, 3))})
+    writer.commit(make_events((0, FREED, 0, 4), (2, BORN, 30, 5)))
+    live = LiveRun(writer.path)
+    live.update()
+    instants = live.devices["cpu"].instants(0, live.last_ns)
+    assert [instant.total_bytes for instant in instants] == [907, 0, 30]
+    quiet = live.devices["cpu"].instants(10**12, 10**12 + 5)
+    assert [(instant.time_ns, instant.total_bytes) for instant in quiet] == [(10**12 + 5, 30)]
+    assert Device().instants(0, 5) == []
     writer.close(Status.COMPLETED)
 
 

@@ -83,11 +83,35 @@ def test_compare_is_a_program_of_its_own(tmp_path: Path) -> None:
     assert "fused" in finished.stdout
 
 
-def test_train_gpt2_leaves_a_run(run_example: RunExample, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--device", "abacus"), "--device: no device named 'abacus'"),
+        (("--html", "nowhere/page.html"), "--html: nowhere/page.html is not a file in"),
+        (("--html", "."), "--html: . is not a file in"),
+    ],
+)
+def test_compare_refuses_before_it_works(
+    run_example: RunExample,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    said: str,
+) -> None:
+    with pytest.raises(SystemExit):
+        run_example("escape_routes/compare.py", *options)
+    assert said in capsys.readouterr().err
+
+
+def test_train_gpt2_leaves_a_run(
+    run_example: RunExample, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     small = ("--layers", "1", "--seq-len", "64", "--batch", "1", "--steps", "2")
     printed = run_example("train_gpt2.py", *small)
     assert "softmax" in printed
     assert attnprof.load(tmp_path / "runs" / "gpt2-eager").steps.height == 2
+    with pytest.raises(SystemExit):  # once more
+        run_example("train_gpt2.py", *small)
+    assert "runs/gpt2-eager exists" in capsys.readouterr().err
 
 
 def test_generate_holds_the_cache_that_the_formula_says(run_example: RunExample) -> None:

@@ -86,8 +86,18 @@ class Device:
             rest -= shown
         yield OTHER, rest
 
-    def instants(self, since_ns: int) -> list[Instant]:
-        """Return the extremes of the window, in order of time."""
+    def instants(self, since_ns: int, now_ns: int) -> list[Instant]:
+        """Return the extremes of the window, in order of time, and what is live now.
+
+        Args:
+            since_ns: When the window begins.
+            now_ns: The time of the last event of any device.
+        """
         pairs = [pair for at, pair in self.bins.items() if (at + 1) * _BIN_NS > since_ns]
-        found = {instant.time_ns: instant for pair in pairs for instant in pair}
-        return [found[time_ns] for time_ns in sorted(found)]
+        by_time = {instant.time_ns: instant for pair in pairs for instant in pair}
+        found = [by_time[time_ns] for time_ns in sorted(by_time)]
+        if self.peak is None:
+            return []
+        if not found or found[-1].time_ns < now_ns or found[-1].total_bytes != self.total_bytes:
+            found.append(Instant(now_ns, self.total_bytes, tuple(self._split())))
+        return found

@@ -130,7 +130,7 @@ def draw(glance: Glance, run: LiveRun, device: Device) -> Chart:
     """Return the picture of the window."""
     begin = run.begin_ns or 0
     since = max(begin, run.last_ns - int(WINDOW_SECONDS * 1e9))
-    instants = device.instants(since)
+    instants = device.instants(since, run.last_ns)
     figure = draw_live(instants, device.peak, begin, scheme=glance.scheme)
     why = (
         f"The last {WINDOW_SECONDS:.0f} seconds, by what the program says of its tensors; extremes "
