@@ -107,7 +107,7 @@ class Run:
 
     @property
     def has_uncompiled_code(self) -> bool:
-        """Whether compiled modules ran op by op, which torch 2.8 makes of them under a trace."""
+        """Whether compiled modules ran op by op, as before torch 2.10 under a trace."""
         return self.attribution.facts.has_uncompiled_scope
 
     @cached_property

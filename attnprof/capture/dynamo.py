@@ -38,9 +38,15 @@ def leave_alone(function: Callable[P, R]) -> Callable[P, R]:
     return function
 
 
-RUNS_COMPILED = hasattr(TorchDispatchMode, "ignore_compile_internals")
-"""Whether compiled code may run under a dispatch mode. Not in torch 2.8: the keys that a mode adds
-to a thread fail the guards of compiled code, and compiling does not begin."""
+RUNS_COMPILED = hasattr(
+    getattr(getattr(torch._C, "_dynamo", None), "guards", None),
+    "set_is_in_mode_without_ignore_compile_internals",
+)
+"""Whether compiled code may run under a dispatch mode. Not before torch 2.10: the keys that a mode
+adds to a thread fail the guards of compiled code. Torch 2.8 then runs it op by op, and torch 2.9, if
+it is told of a mode that does not mind compiled code, would compile it again at every call."""
+_KNOWS_MODES = hasattr(TorchDispatchMode, "supports_higher_order_operators")
+"""Whether higher-order operators ask a mode what to do; in torch 2.8 it has to be registered."""
 
 
 def is_forced_eager() -> bool:
@@ -59,13 +65,13 @@ class PassiveMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not an
     def __init__(self) -> None:
         """Make a mode that is not entered yet."""
         super().__init__()  # type: ignore[no-untyped-call]  # not annotated
-        if not RUNS_COMPILED:  # nor does it know `supports_higher_order_operators`
+        if not _KNOWS_MODES:
             self._register_with_higher_order_operators()
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
         """Tell Dynamo that compiled code may run as it is; without this it would run eagerly."""
-        return True
+        return RUNS_COMPILED
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

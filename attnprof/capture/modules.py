@@ -230,8 +230,8 @@ class ModuleWatch:
         if not self._has_said_uncompiled:
             self._has_said_uncompiled = True
             warnings.warn(
-                "torch 2.8 runs compiled code op by op while it is traced, so the memory is that "
-                "of the model as it is without torch.compile; torch 2.9 and newer run it compiled",
+                "torch before 2.10 runs compiled code op by op while it is traced, so the memory is "
+                "that of the model without torch.compile",
                 RuntimeWarning,
                 stacklevel=3,
             )

@@ -183,8 +183,8 @@ def _note_unseen(run: Run, peak: Peak) -> list[Note]:
         notes.append(Note("compiled", text, is_warning=True))
     if run.has_uncompiled_code:
         text = (
-            "torch 2.8 ran compiled parts of the model op by op while they were traced; the memory "
-            "is that of the model without torch.compile. torch 2.9 and newer run them compiled"
+            "torch before 2.10 runs compiled parts of a model op by op while they are traced; the "
+            "memory is that of the model without torch.compile"
         )
         notes.append(Note("uncompiled", text, is_warning=True))
     opaque = run.layers().filter(pl.col("kind") == AttentionKind.OPAQUE.value).height

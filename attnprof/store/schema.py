@@ -33,7 +33,7 @@ OUTERMOST = 4
 COMPILED = 8
 """The module was compiled: fused kernels make storages that no op shows."""
 UNCOMPILED = 16
-"""The module was compiled, and all the same ran op by op: torch 2.8 does that under a trace."""
+"""The module was compiled, and all the same ran op by op: before torch 2.10, under a trace."""
 
 # Values of `marks.kind`.
 STEP = 0
