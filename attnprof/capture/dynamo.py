@@ -43,8 +43,8 @@ RUNS_COMPILED = hasattr(
     "set_is_in_mode_without_ignore_compile_internals",
 )
 """Whether compiled code may run under a dispatch mode. Not before torch 2.10: the keys that a mode
-adds to a thread fail the guards of compiled code. Torch 2.8 then runs it op by op, and torch 2.9, if
-it is told of a mode that does not mind compiled code, would compile it again at every call."""
+adds to a thread fail the guards of compiled code. Torch 2.8 then runs it op by op; torch 2.9, told
+of a mode that does not mind compiled code, would compile it again at every call."""
 _KNOWS_MODES = hasattr(TorchDispatchMode, "supports_higher_order_operators")
 """Whether higher-order operators ask a mode what to do; in torch 2.8 it has to be registered."""
 

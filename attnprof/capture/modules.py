@@ -230,8 +230,8 @@ class ModuleWatch:
         if not self._has_said_uncompiled:
             self._has_said_uncompiled = True
             warnings.warn(
-                "torch before 2.10 runs compiled code op by op while it is traced, so the memory is "
-                "that of the model without torch.compile",
+                "torch before 2.10 runs compiled code op by op while it is traced, so the memory "
+                "is that of the model without torch.compile",
                 RuntimeWarning,
                 stacklevel=3,
             )

@@ -122,7 +122,7 @@ def find_doubts(run: Run) -> Iterator[str]:
     if run.has_compiled_code:
         yield "compiled code ran, and what its kernels take inside is not all counted"
     if run.has_uncompiled_code:
-        yield "torch before 2.10 runs compiled code op by op under a trace, which takes other memory"
+        yield "torch before 2.10 runs compiled code op by op under a trace: it takes other memory"
     for device, counted in (run.info.get("allocator") or {}).get("devices", {}).items():
         if held := counted.get("end", {}).get("private_bytes"):
             yield (
