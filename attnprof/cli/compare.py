@@ -61,20 +61,17 @@ def compare(
 
 
 def _find_peak(path: Path) -> "Peak":
-    """Return a run's peak; say on stderr if the run did not get to its end.
+    """Return a run's peak.
 
     Raises:
         CommandError: Nothing was recorded, so a comparison would call it the smaller one.
     """
-    from attnprof.cli.console import say
-    from attnprof.cli.peaks import require_peak
+    from attnprof.cli.opening import require_peak, say_what_is_missing
     from attnprof.run import load
-    from attnprof.vocabulary import Status
 
     run = load(path)
     peak = require_peak(run, path)
-    if run.status is not Status.COMPLETED:
-        say(f"{path} is {run.status.value}; its peak is that of what ran until then")
+    say_what_is_missing(run, path)
     return peak
 
 

@@ -35,6 +35,7 @@ def export(
     perfetto a trace for ui.perfetto.dev; parquet and csv are the table of allocations.
     """
     from attnprof.cli.files import replace_file
+    from attnprof.cli.opening import say_what_is_missing
     from attnprof.interop.exporting import FORMATS
     from attnprof.run import load
     from attnprof.units import format_bytes
@@ -43,6 +44,7 @@ def export(
     if chosen is None:
         raise CommandError(f"there is no format {to!r}; give --to {', '.join(FORMATS)}")
     loaded = load(run)
+    say_what_is_missing(loaded, run)
     name = loaded.path.resolve().name
     target = out if out is not None else Path(f"{name}{chosen.suffix}")
     with working(f"writing {target} …"):

@@ -31,6 +31,7 @@ def kv(
     import polars as pl
 
     from attnprof.cli.console import print_report, working
+    from attnprof.cli.opening import say_what_is_missing
     from attnprof.report.cache_summary import summarise_cache
     from attnprof.report.kv_json import render_kv_json
     from attnprof.report.kv_text import render_kv_cache
@@ -42,6 +43,7 @@ def kv(
     with working("looking for caches …"):
         loaded = load(run)
         loaded.require_ops()
+        say_what_is_missing(loaded, run)
         summary = summarise_cache(loaded)
     if as_json:
         weights_bytes = 0 if summary is None else summary.weights_bytes

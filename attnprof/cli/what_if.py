@@ -64,7 +64,7 @@ def what_if(
     from attnprof.analysis.what_if.advice import ask_all
     from attnprof.analysis.what_if.scenario import Options
     from attnprof.cli.console import print_report, working
-    from attnprof.cli.peaks import require_peak
+    from attnprof.cli.opening import require_peak, say_what_is_missing
     from attnprof.report.what_if_json import render_what_ifs
     from attnprof.report.what_if_text import render_scenarios, render_what_if
     from attnprof.run import load
@@ -76,6 +76,7 @@ def what_if(
         loaded = load(run)
         loaded.require_ops()
         require_peak(loaded, run)
+        say_what_is_missing(loaded, run)
         if scenario:
             found = loaded.what_if(
                 *scenario,

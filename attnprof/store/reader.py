@@ -47,7 +47,7 @@ class StoredRun:
             with pa.memory_map(str(file)) as source:
                 stream = pa.ipc.open_stream(pa.BufferReader(source.read_buffer(size)))
                 table = pa.Table.from_batches(list(_batches(stream)), schema=schema)
-            table.validate()
+            table.validate(full=True)  # unchecked offsets of damaged text would be followed
         except (OSError, pa.ArrowException) as error:
             what = (str(error).splitlines() or [type(error).__name__])[0]
             raise RunFormatError(
@@ -139,6 +139,8 @@ def open_run(path: str | Path) -> StoredRun:
             f"{SCHEMA_VERSION}; read it with the attnprof that wrote it ({_name_writer(info)})"
         )
     good, lost = _last_whole_commit(path)
+    if not good and Status(info["status"]) is Status.COMPLETED and _has_rows(path):
+        lost = "recording_stopped" not in info  # by a full disk, say, in the first commit
     return StoredRun(path=path, info=info, good_bytes=good, lost=lost)
 
 
@@ -146,6 +148,10 @@ def _name_writer(info: dict[str, Any]) -> str:
     environment = info.get("environment")
     known = environment.get("attnprof") if isinstance(environment, dict) else None
     return f"attnprof {known}" if known else "its version is not recorded"
+
+
+def _has_rows(path: Path) -> bool:
+    return any(file.stat().st_size for file in (path / TABLES_DIR).glob("*.arrows"))
 
 
 def _last_whole_commit(path: Path) -> tuple[dict[str, int], bool]:

@@ -59,9 +59,34 @@ def test_compare_says_that_a_run_did_not_end(
     with pytest.raises(ZeroDivisionError), attnprof.trace(tmp_path / "died"):
         torch.ones(256).sum() / (1 // 0)
     assert main(["compare", str(tmp_path / "died"), str(tmp_path / "died")]) == 0
-    assert f"{tmp_path / 'died'} is failed; its peak is that of what ran until" in (
-        capsys.readouterr().err
-    )
+    said = f"{tmp_path / 'died'} ended failed; this is about what ran until then"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "compare half half",
+        "what-if half",
+        "kv half",
+        "export half --to csv",
+    ],
+)
+def test_answers_say_that_files_of_a_run_are_missing(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with attnprof.trace("half") as tracer:
+        torch.ones(256).sum()
+        tracer.step()
+        torch.ones(256).sum()
+    table = Path("half") / "tables" / "ops.arrows"
+    table.write_bytes(table.read_bytes()[:-100])
+    main(command.split())
+    assert "the newest part of half is missing from its files" in capsys.readouterr().err
 
 
 def test_compare_needs_runs(tmp_path: Path) -> None:
