@@ -15,6 +15,7 @@ from attnprof.attribution.products import (
     DROPOUT,
     INTEGERS,
     MULTIPLICATIONS,
+    NORMALISING,
     factors,
     is_index,
     is_product,
@@ -29,7 +30,6 @@ _FUSED = re.compile(
 )
 _OPAQUE = re.compile(r"_native_multi_head_attention|_transformer_encoder_layer_fwd")
 _SOFTMAX = re.compile(r"softmax")
-_NORMALISING = re.compile(r"_?(safe_)?softmax|exp_?")
 _SUM = re.compile(r"(cum)?sum")
 _LONGEST_DETOUR = 256
 """Ops that are looked through, at most, beside the way from scores to values."""
@@ -68,7 +68,7 @@ def find_other_calls(
         calls: The attention calls that are known.
     """
     known = {op for call in calls for op in call.ops}
-    names = np.array([bool(_NORMALISING.fullmatch(n)) for n in facts.short_names], np.bool_)
+    names = np.array([bool(NORMALISING.fullmatch(n)) for n in facts.short_names], np.bool_)
     starts = np.flatnonzero(names[facts.code] & is_forward).tolist()
     left = [op for op in starts if op not in known]
     if not left:

@@ -16,6 +16,7 @@ from attnprof.attribution.compiled import locate_ops
 from attnprof.attribution.facts import Bools, Facts, Ints
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.fused_pairs import find_fused_pairs
+from attnprof.attribution.gradients import find_gradient_storages
 from attnprof.attribution.labels import CATEGORIES, ROLE_CATEGORIES, Labels, label_storages
 from attnprof.attribution.labels import CODE as CATEGORY
 from attnprof.attribution.order import DeviceBlocks
@@ -54,6 +55,9 @@ def attribute(stored: StoredRun, devices: Sequence[DeviceBlocks] = ()) -> Attrib
     blocks = replace_storages(add_buffers(find_blocks(facts), facts, buffers), facts)
     identities = stored.table("identities").to_pylist()
     roles = {row["storage"]: row["role"] for row in identities if row["role"] in ROLE_CATEGORIES}
+    for storage, owner in find_gradient_storages(facts).items():
+        if roles.get(owner) == Role.PARAMETER:
+            roles.setdefault(storage, Role.GRADIENT.value)
     inputs = {row["storage"] for row in identities if row["role"] == Role.INPUT}
     computes = [PHASE[p] for p in (Phase.FORWARD, Phase.RECOMPUTE, Phase.OUTSIDE)]
     is_forward = np.isin(timeline.phase, computes)

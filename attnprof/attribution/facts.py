@@ -326,34 +326,26 @@ class Facts:
         return scope
 
     @cached_property
-    def batch_of_scope(self) -> dict[int, int]:
-        """Per module call, the batch size of the outermost forward around it.
-
-        Read from the first tensor of at least two dimensions that the forward takes from outside.
-        """
-        scopes = self.scopes
-        begins: dict[int, tuple[int, int]] = {}
-        parent = self.parent_of_scope
-        for scope, enter, leave in zip(
-            scopes["scope"].tolist(),
-            scopes["enter_op"].tolist(),
-            scopes["exit_op"].tolist(),
-            strict=True,
-        ):
-            if parent[scope] not in parent:
-                begins[scope] = (enter, leave)
-        batch = {scope: self._first_batch(*span) for scope, span in begins.items()}
-        result = {}
-        for scope in parent:
-            outer = scope
-            while parent[outer] in parent:
-                outer = parent[outer]
-            result[scope] = batch[outer]
+    def outermost_of_scope(self) -> dict[int, int]:
+        """Per module call, the outermost one around it."""
+        result: dict[int, int] = {}
+        for scope in sorted(self.parent_of_scope):  # a parent is numbered before its children
+            result[scope] = result.get(self.parent_of_scope[scope], scope)
         return result
 
-    def _first_batch(self, enter: int, leave: int) -> int:
-        shape = self.first_input_shape(enter, leave)
-        return shape[0] if shape else 0
+    def data_shape(self, op: int) -> tuple[int, ...]:
+        """Return the shape of the first data that the outermost forward around an op is given."""
+        return self._data_shapes.get(self.outermost_of_scope.get(int(self.scope[op]), -1), ())
+
+    @cached_property
+    def _data_shapes(self) -> dict[int, tuple[int, ...]]:
+        outermost = self.outermost_of_scope
+        columns = (self.scopes[name].tolist() for name in ("scope", "enter_op", "exit_op"))
+        return {
+            scope: self.first_input_shape(*span)
+            for scope, *span in zip(*columns, strict=True)
+            if outermost[scope] == scope
+        }
 
     def first_input_shape(self, enter: int, leave: int) -> tuple[int, ...]:
         """Return the shape of the first data a forward takes from outside, or an empty one.

@@ -16,12 +16,13 @@ from attnprof.attribution.facts import Bools, Facts
 from attnprof.attribution.layouts import Factors, Layout, fold, unfold
 from attnprof.attribution.origins import Origin
 from attnprof.attribution.outer import OUTER_OPS, OuterProducts
-from attnprof.attribution.pairs import Pair, Pattern, has_clean_sides, pattern_of
+from attnprof.attribution.pairs import Pair, Pairs, Pattern, has_clean_sides, pattern_of
 from attnprof.attribution.products import (
     CONVOLUTION,
     EMBEDDING,
     INTEGERS,
     LINEARS,
+    NORMALISING,
     OVERWRITING,
     classify,
     is_outer_product,
@@ -50,9 +51,10 @@ class Flow:
         """Per output row with folded dimensions, how it would have been written unfolded."""
         self.pair_of: dict[int, int] = {}
         """Per output row that is a score, the number of its pair (see `find_pair`)."""
-        self._parent: list[int] = []
-        self._aside: set[int] = set()
-        self._pairs: list[Pair] = []
+        self._projected: set[int] = set()
+        """Such rows that went through a product with a parameter since the first one or a
+        softmax."""
+        self._pairs = Pairs()
         self._unfold_memo: dict[tuple[Any, ...], tuple[Factors, ...]] = {}
         self._view_memo: dict[tuple[Any, ...], Bits] = {}
         self._op_memo: dict[tuple[Any, ...], Bits] = {}
@@ -64,32 +66,19 @@ class Flow:
 
     def pairs(self) -> list[Pair]:
         """Return all pairs in program order; those with second products are attention."""
-        merged: dict[int, Pair] = {}
-        for number, pair in enumerate(self._pairs):
-            root = self.find_pair(number)
-            whole = merged.setdefault(root, Pair(pair.pattern, sides=pair.sides))
-            whole.pattern = min(whole.pattern, pair.pattern)
-            whole.firsts += pair.firsts
-            whole.seconds += pair.seconds
-            whole.between += pair.between
-            whole.beside += pair.beside
-            whole.is_chain |= pair.is_chain
-            if number in self._aside:
-                whole.aside |= {*pair.firsts, *pair.between}
-        return list(merged.values())
+        return self._pairs.merge()
 
     def find_pair(self, number: int) -> int:
         """Return the number that stands for all pairs that ``number`` was joined with."""
-        while self._parent[number] != number:
-            self._parent[number] = self._parent[self._parent[number]]
-            number = self._parent[number]
-        return number
+        return self._pairs.find(number)
 
     def origin_of_input(self, row: int) -> Origin:
         """Return what the tensor in an input row is made from."""
         role = self._roles.get(int(self._facts.storage[row]))
         if role == Role.PARAMETER:  # also one that was filled, loaded or updated in the trace
             return Origin.PARAMETER
+        if role in (Role.GRADIENT, Role.OPTIMIZER_STATE):
+            return Origin.UPDATE
         producer = int(self._facts.producer_row[row])
         made = self.origin.get(producer)
         if made is not None and not (role == Role.BUFFER and self._is_outside(producer)):
@@ -185,9 +174,8 @@ class Flow:
         if len(bits) == 1 and (found := self._outer.sum_up(op, bits[0])):
             outer, marked = found
             out = self._facts.rows_out(op)[0]
-            self.pair_of[out], self.bits[out] = len(self._pairs), marked
-            self._parent.append(len(self._pairs))
-            self._pairs.append(Pair(Pattern.SCORES, [outer.ops[0]], between=[*outer.ops[1:], op]))
+            pair = Pair(Pattern.SCORES, [outer.ops[0]], between=[*outer.ops[1:], op])
+            self.pair_of[out], self.bits[out] = self._pairs.begin(pair), marked
 
     def _carry_layout(self, out: int, rows: list[int]) -> None:
         """Let an element-wise result be unfolded as its operand is."""
@@ -265,8 +253,7 @@ class Flow:
             if numbers[i] != chosen:
                 bits[i] = tuple(b & ~SIDES for b in bits[i])
         for number in found - {chosen}:
-            self._parent[number] = chosen
-            self._aside.add(number)
+            self._pairs.put_aside(number, chosen)
 
     def _bits_of_output(
         self, row: int, kind: int, rows: range, origins: list[Origin], bits: list[Bits]
@@ -299,14 +286,18 @@ class Flow:
         numbers = {n for row in rows if (n := self._pair_of_input(row)) is not None}
         if not numbers:
             return
-        number = self._join(numbers)
+        number = self._pairs.join(numbers)
         pair = self._pairs[number]
+        is_normalised = bool(NORMALISING.fullmatch(self._facts.short_names[self._facts.code[op]]))
+        is_projected = not is_normalised and self._are_projected(rows)
         kept = False
         for row in self._facts.rows_out(op):
             # Indices found among scores (a top-k, a sort) are not scores, nor what they gather.
             is_index = self._facts.signature_of(row).dtype in INTEGERS
             if not is_index and self._has_both_sides(self.bits[row], self._pairs[number]):
                 self.pair_of[row] = number
+                if is_projected:
+                    self._projected.add(row)
                 kept = True
             else:
                 self.bits[row] = tuple(b & ~SIDES for b in self.bits[row])
@@ -337,7 +328,7 @@ class Flow:
         pair_left, pair_right = (self._pair_of_input(rows[i]) for i in (at, at + 1))
         both = origins[at] == origins[at + 1] == Origin.ACTIVATION
         involved = max(origins[at], origins[at + 1])
-        self.origin[out] = Origin.ACTIVATION if involved else Origin.CONSTANT
+        self.origin[out] = Origin.ACTIVATION if involved is Origin.PARAMETER else involved
         self.bits[out] = result
         if not both or len(left) < 2 or len(right) < 2:
             self._pass_projection(op, rows)
@@ -366,31 +357,30 @@ class Flow:
         """Let scores pass a product with a parameter (over heads, say), if both sides survive.
 
         With a side of size 1 only the other is left to go by, and that one, the tokens, survives
-        every projection of the residual stream.
+        every projection of the residual stream. What goes through two of them is no score: a
+        residual stream of pairs of tokens (of residues, in models of proteins) goes on like that.
         """
         numbers = {n for row in rows if (n := self._pair_of_input(row)) is not None}
-        if all(self._pairs[n].sides == SIDES for n in numbers):
-            self._carry_pair(op, rows)
-            return
         out = self._facts.rows_out(op)[0]
+        if all(self._pairs[n].sides == SIDES for n in numbers) and not self._are_projected(rows):
+            self._carry_pair(op, rows)
+            self._projected.add(out)
+            return
         self.bits[out] = tuple(b & ~SIDES for b in self.bits[out])
 
+    def _are_projected(self, rows: range) -> bool:
+        """Return whether all scores among some input rows went through a projection."""
+        made = {int(self._facts.producer_row[row]) for row in rows} & self.pair_of.keys()
+        return bool(made) and made <= self._projected
+
     def _begin_pair(self, op: int, out: int, pattern: Pattern, consumed: set[int]) -> None:
-        number = len(self._pairs)
-        self._parent.append(number)
         bits, sizes = self.bits[out], self._facts.signature_of(out).shape
         left = bits[-2] | LEFT if sizes[-2] > 1 else 0
         right = bits[-1] | RIGHT if sizes[-1] > 1 else 0
         self.bits[out] = (*bits[:-2], left, right)
         # A side of size 1 (one query when decoding) leaves no bit and is not asked for.
-        self._pairs.append(Pair(pattern, [op], sides=(left | right) & SIDES))
+        number = self._pairs.begin(Pair(pattern, [op], sides=(left | right) & SIDES))
         if consumed:
             self._pairs[number].is_chain = True
-            number = self._join(consumed | {number})
+            number = self._pairs.join(consumed | {number})
         self.pair_of[out] = number
-
-    def _join(self, numbers: set[int]) -> int:
-        first, *rest = sorted(self.find_pair(n) for n in numbers)
-        for number in rest:
-            self._parent[number] = first
-        return first

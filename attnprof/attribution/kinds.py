@@ -7,6 +7,7 @@ sequence.
 
 import re
 
+from attnprof.attribution.batches import Sequences
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Facts
 from attnprof.attribution.flow import Flow
@@ -28,8 +29,9 @@ def judge_kinds(facts: Facts, calls: list[AttentionCall]) -> None:
         if call.kind is AttentionKind.MATERIALISED and call.keys_row >= 0:
             scope = facts.enclosing_call(call.ops[0], call.layer)
             together.setdefault((call.layer, scope), []).append(call)
+    sequences = Sequences(facts, calls)
     for group in together.values():
-        judged = [_judge(facts, call, group) for call in group]
+        judged = [_judge(facts, call, group, sequences.count(call.ops[0])) for call in group]
         for call, kind in zip(group, judged, strict=True):
             call.kind = kind
 
@@ -82,8 +84,17 @@ def _reads_empty_state(facts: Facts, flow: Flow, op: int, shapes: set[tuple[int,
     )
 
 
-def _judge(facts: Facts, call: AttentionCall, group: list[AttentionCall]) -> AttentionKind:
-    outer = facts.batch_of_scope.get(int(facts.scope[call.ops[0]]), 0)
+def _judge(
+    facts: Facts, call: AttentionCall, group: list[AttentionCall], outer: int
+) -> AttentionKind:
+    """Return the kind of a call.
+
+    Args:
+        facts: The run's tables.
+        call: The call.
+        group: Those of the same layer's call, this one among them.
+        outer: How many sequences the forward is given.
+    """
     tokens, is_pooled = _count_tokens(facts, call, outer)
     if not tokens or call.k_len >= tokens:
         return AttentionKind.MATERIALISED
@@ -118,9 +129,9 @@ def _has_windows(facts: Facts, call: AttentionCall, outer: int) -> bool:
 def _count_tokens(facts: Facts, call: AttentionCall, outer: int) -> tuple[int, bool]:
     """Return how many tokens K was projected from, and if they were pooled since; 0 if unknown.
 
-    Counted in the module call that contains the whole layer: the leading dimension of its input,
-    ``outer``, is the batch. Where a convolution or a pool over windows made K, tokens are what it
-    left: a share of those it was given, which grows with n.
+    Counted in the outermost forward, which is given ``outer`` sequences. Where a convolution or a
+    pool over windows made K, tokens are what it left: a share of those it was given, which grows
+    with n.
     """
     row, is_pooled = call.keys_row, False
     for _ in range(12 if outer else 0):

@@ -93,15 +93,17 @@ class SumFlow(Flow):
                 marked[dim] |= side
                 sides |= side
         self.bits[out] = tuple(marked)
-        self.pair_of[out] = len(self._pairs)
-        self._parent.append(len(self._pairs))
-        self._pairs.append(Pair(Pattern.SUMS, [op], sides=sides))
+        self.pair_of[out] = self._pairs.begin(Pair(Pattern.SUMS, [op], sides=sides))
 
     def _begin_pair(self, op: int, out: int, pattern: Pattern, consumed: set[int]) -> None:
         """Begin nothing: products have been followed before."""
 
     def _follow_outer(self, op: int, origins: list[Origin], bits: list[Bits]) -> None:
         """Begin nothing."""
+
+    def _are_projected(self, rows: range) -> bool:
+        """Let them go through as many as they do: a sum is scored by a network."""
+        return False
 
     def _pass_projection(self, op: int, rows: range) -> None:
         """Let the scores of one query pass the projection that sums up their features."""

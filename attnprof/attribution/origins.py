@@ -11,4 +11,7 @@ class Origin(IntEnum):
     PARAMETER = 1
     """Parameters, and what is made from them without a product: casts, views, embeddings of
     positions, dequantised weights."""
-    ACTIVATION = 2
+    UPDATE = 2
+    """Gradients of parameters and what optimizers keep, and what is made from them, products
+    among them too: some orthogonalise a gradient by multiplying it with itself (Muon)."""
+    ACTIVATION = 3

@@ -69,3 +69,57 @@ def pattern_of(free: Bits, contracted: int, depth: int) -> Pattern | None:
 def has_clean_sides(bits: Bits) -> bool:
     """Return whether one dimension is the left side alone and another the right side alone."""
     return sorted(b & SIDES for b in bits if b & SIDES) == [LEFT, RIGHT]
+
+
+class Pairs:
+    """All pairs of a run; some turn out to be parts of one."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._pairs: list[Pair] = []
+        self._parent: list[int] = []
+        self._aside: set[int] = set()
+
+    def __getitem__(self, number: int) -> Pair:
+        """Return a pair as it was begun."""
+        return self._pairs[number]
+
+    def begin(self, pair: Pair) -> int:
+        """Enter a pair; return its number."""
+        self._parent.append(len(self._pairs))
+        self._pairs.append(pair)
+        return len(self._pairs) - 1
+
+    def find(self, number: int) -> int:
+        """Return the number that stands for all pairs that ``number`` was joined with."""
+        while self._parent[number] != number:
+            self._parent[number] = self._parent[self._parent[number]]
+            number = self._parent[number]
+        return number
+
+    def join(self, numbers: set[int]) -> int:
+        """Make one of several; return its number."""
+        first, *rest = sorted(self.find(n) for n in numbers)
+        for number in rest:
+            self._parent[number] = first
+        return first
+
+    def put_aside(self, number: int, chosen: int) -> None:
+        """Note that the scores of a pair were added to those of another."""
+        self._parent[number] = chosen
+        self._aside.add(number)
+
+    def merge(self) -> list[Pair]:
+        """Return what they are in the end, in program order."""
+        merged: dict[int, Pair] = {}
+        for number, pair in enumerate(self._pairs):
+            whole = merged.setdefault(self.find(number), Pair(pair.pattern, sides=pair.sides))
+            whole.pattern = min(whole.pattern, pair.pattern)
+            whole.firsts += pair.firsts
+            whole.seconds += pair.seconds
+            whole.between += pair.between
+            whole.beside += pair.beside
+            whole.is_chain |= pair.is_chain
+            if number in self._aside:
+                whole.aside |= {*pair.firsts, *pair.between}
+        return list(merged.values())

@@ -31,6 +31,9 @@ INDEXING = re.compile(r"^(index|gather|scatter|embedding|take)")
 DROPOUT = re.compile(r"dropout|bernoulli")
 """Ops that drop elements at random, or draw which."""
 
+NORMALISING = re.compile(r"_?(safe_)?softmax|exp_?")
+"""Ops that make scores positive: a softmax, or the first step of one written out."""
+
 INTEGERS = frozenset({"int64", "int32"})
 """The dtypes of indices, lengths and tables of blocks."""
 

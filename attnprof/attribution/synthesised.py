@@ -185,7 +185,7 @@ def _read_shapes(facts: Facts, weights: _Weights, call: AttentionCall) -> None:
     is_left = row == factors(facts, second)[0]
     call.k_len, call.q_len = _split(facts.signature_of(row).shape, is_left=is_left)
     matrices = max(1, call.score_numel // (call.q_len * call.k_len))
-    outer = max(1, facts.batch_of_scope.get(int(facts.scope[weights.softmax]), 1))
+    outer = max(1, *facts.data_shape(weights.softmax)[:1], 1)
     call.batch = outer if call.firsts and matrices % outer == 0 else 1
     call.heads = call.kv_heads = matrices // call.batch
     values = facts.signature_of(call.key_rows[0]).numel

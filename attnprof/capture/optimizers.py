@@ -1,4 +1,4 @@
-"""Optimizer steps: their span, and which storages are their state."""
+"""Optimizer steps: their span, and which storages they update and keep as their state."""
 
 import weakref
 from collections.abc import Iterator
@@ -72,6 +72,10 @@ class OptimizerWatch:
         if self._settled.get(optimizer) == now:
             return
         news = False
+        for group in optimizer.param_groups:
+            for number, parameter in enumerate(group["params"]):
+                # Modules have told of theirs; others are tensors that a program keeps by itself.
+                self._names.write_identity(parameter, Role.PARAMETER, str(number), -1)
         for parameter, state in states.items():
             owner = self._ledger.find(parameter) if isinstance(parameter, torch.Tensor) else -1
             for name, value in _walk("", state):

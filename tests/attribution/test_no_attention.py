@@ -217,3 +217,28 @@ def test_softmaxes_that_are_no_attention(mix: Callable[[Layer, Tensor], Tensor])
     assert run.layers().is_empty(), run.layers()
     categories = set(run.allocations["category"].cast(str))
     assert not categories & {"attention_scores", "softmax", "attention_mask"}
+
+
+class TriangleUpdate(nn.Module):
+    """Every pair of residues from the pairs that either has with a third, as in AlphaFold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.gate = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, KERNEL)
+        self.left, self.right = nn.Linear(WIDTH, KERNEL), nn.Linear(WIDTH, KERNEL)
+        self.middle, self.out = nn.LayerNorm(KERNEL), nn.Linear(KERNEL, WIDTH)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.norm(z)
+        left, right = self.left(x) * self.gate(x).sigmoid(), self.right(x)
+        return z + self.out(self.middle(torch.einsum("bikc,bjkc->bijc", left, right)))
+
+
+def test_updates_of_pairs_of_tokens_are_no_attention() -> None:
+    """What one multiplies goes through projections before the next one multiplies it again."""
+    model = nn.Sequential(nn.Linear(3, WIDTH), TriangleUpdate(), TriangleUpdate())
+    with attnprof.trace() as tracer:
+        model(torch.randn(BATCH, TOKENS, TOKENS, 3)).square().mean().backward()
+    run = tracer.run
+    assert run.layers().is_empty()
+    assert "attention_scores" not in run.peak().by_category()

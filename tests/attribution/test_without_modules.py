@@ -1,0 +1,56 @@
+"""Models and optimizers that a program writes without ``nn.Module`` or ``torch.optim``."""
+
+import torch
+from torch import Tensor, nn
+
+import attnprof
+
+BATCH, TOKENS, WIDTH, FLOAT = 3, 22, 60, 4
+
+
+def test_parameters_are_what_an_optimizer_updates() -> None:
+    weights = [torch.randn(WIDTH, WIDTH, requires_grad=True) for _ in range(3)]
+    optimizer = torch.optim.SGD(weights, lr=0.1)
+    with attnprof.trace(samples_per_second=0) as tracer:
+        q, k, v = (torch.randn(BATCH, TOKENS, WIDTH) @ weight for weight in weights)
+        ((q @ k.mT).softmax(-1) @ v).square().mean().backward()
+        optimizer.step()
+    run = tracer.run
+    assert run.peak().by_category()["parameters"] == 3 * WIDTH * WIDTH * FLOAT
+    row = run.layers().row(0, named=True)
+    assert row["kind"] == "materialised"
+    assert row["saved_softmax_bytes"] == BATCH * TOKENS * TOKENS * FLOAT
+
+
+def orthogonalise(gradient: Tensor) -> Tensor:
+    """Newton and Schulz's iteration, as in Muon: products of what stems from gradients."""
+    x = gradient.bfloat16()
+    x = x / x.norm()
+    for _ in range(3):
+        square = x @ x.mT
+        x = 3 * x + (square + square @ square) @ x
+    return x
+
+
+def test_products_of_gradients_are_no_attention() -> None:
+    model = nn.Linear(30, 40, bias=False)
+    with attnprof.trace(samples_per_second=0) as tracer:
+        for _ in range(2):
+            model(torch.randn(5, 30)).square().mean().backward()
+            with torch.no_grad():
+                model.weight -= 0.1 * orthogonalise(model.weight.grad)
+            model.weight.grad = None
+    run = tracer.run
+    assert run.layers().is_empty()
+    assert not {"softmax", "attention_scores", "attention_io"} & run.peak().by_category().keys()
+
+
+def test_gradients_of_inputs_lead_to_attention() -> None:
+    """What an adversarial example is made of goes through the model again."""
+    attention = nn.MultiheadAttention(WIDTH, 4, batch_first=True)
+    x = torch.randn(BATCH, TOKENS, WIDTH, requires_grad=True)
+    with attnprof.trace(samples_per_second=0) as tracer:
+        attention(x, x, x)[0].square().mean().backward()
+        worse = (x + 0.1 * x.grad.sign()).detach()
+        attention(worse, worse, worse)[0].square().mean().backward()
+    assert tracer.run.layers()["calls"].to_list() == [2]
