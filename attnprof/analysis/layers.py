@@ -9,6 +9,7 @@ from attnprof.attribution.attribute import Attribution
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import ITEM_BYTES, Facts
 from attnprof.attribution.products import INTEGERS
+from attnprof.attribution.scans import find_networks
 from attnprof.vocabulary import AttentionKind, Category
 
 SCHEMA = {
@@ -50,10 +51,11 @@ def describe_layers(attribution: Attribution) -> pl.DataFrame:
     for layer, calls in by_layer.items():
         counted = [call for call in calls if not call.is_recompute] or calls
         rows.append(_describe_layer(layer, counted, blocks))
+    others = by_layer.keys() | find_networks(attribution.facts, attribution.kept.state)
     rows += [
         _describe_recurrent(layer, blocks)
         for layer in blocks.layers_with(Category.RECURRENT_STATE)
-        if layer not in by_layer
+        if layer not in others
     ]
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 

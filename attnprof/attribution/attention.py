@@ -113,7 +113,8 @@ def _read_pair(facts: Facts, flow: Flow, pair: Pair) -> AttentionCall:
     root = flow.find_pair(flow.pair_of[int(facts.producer_row[pair.seconds[0][1]])])
     path = _walk_path(facts, flow, pair, root)
     ops = sorted(pair.ops)
-    named = [op for op in ops if op not in pair.beside]
+    end = min(op for op, _ in pair.seconds)  # what a loss makes of scores is no part of the layer
+    named = [op for op in ops if op not in pair.beside and op <= end]
     layer = common_path([facts.module_paths[facts.op_module[op]] for op in named])
     call = AttentionCall(AttentionKind.LINEAR, layer, ops)
     call.pattern = pair.pattern

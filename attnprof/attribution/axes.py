@@ -17,6 +17,11 @@ Bits = tuple[int, ...]
 """A set of bits per dimension. Dimensions of size 1 have none: they stem from nothing."""
 
 
+def without_sides(bits: Bits) -> Bits:
+    """Return the bits of a tensor that is no score."""
+    return tuple(bit & ~SIDES for bit in bits)
+
+
 def of_source(signature: Signature, *, is_parameter: bool) -> Bits:
     """Return the bits of a tensor that no op made.
 

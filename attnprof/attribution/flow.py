@@ -8,6 +8,7 @@ attention. A product that no second one consumes (a router, a vocabulary head, c
 logits) is not attention.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from attnprof.attribution import axes
@@ -234,7 +235,10 @@ class Flow:
         The rows of a transposed position score are keys, and a relative shift mixes both sides;
         the operand with the cleanest sides speaks, the others are position scores.
         """
-        numbers = [self._pair_of_input(row) for row in rows]
+        numbers = [
+            None if n is None or self._pairs.is_read(n) else n
+            for n in (self._pair_of_input(row) for row in rows)
+        ]
         found = {n for n in numbers if n is not None}
         if len(found) < 2 or not len(out):
             return
@@ -251,7 +255,7 @@ class Flow:
         assert chosen is not None
         for i in held:
             if numbers[i] != chosen:
-                bits[i] = tuple(b & ~SIDES for b in bits[i])
+                bits[i] = axes.without_sides(bits[i])
         for number in found - {chosen}:
             self._pairs.put_aside(number, chosen)
 
@@ -284,6 +288,12 @@ class Flow:
         if self._facts.short_names[self._facts.code[op]] in OVERWRITING:
             rows = rows[1:]  # what was there before is gone
         numbers = {n for row in rows if (n := self._pair_of_input(row)) is not None}
+        if len(numbers) > 1:
+            # Where attention is done, its scores are a bias to others; those of several layers
+            # together, in a loss say, are scores no more.
+            numbers = {n for n in numbers if not self._pairs.is_read(n)}
+            if not numbers:
+                self._forget_sides(self._facts.rows_out(op))
         if not numbers:
             return
         number = self._pairs.join(numbers)
@@ -294,24 +304,22 @@ class Flow:
         for row in self._facts.rows_out(op):
             # Indices found among scores (a top-k, a sort) are not scores, nor what they gather.
             is_index = self._facts.signature_of(row).dtype in INTEGERS
-            if not is_index and self._has_both_sides(self.bits[row], self._pairs[number]):
+            if not is_index and pair.keeps_sides(self.bits[row]):
                 self.pair_of[row] = number
                 if is_projected:
                     self._projected.add(row)
                 kept = True
             else:
-                self.bits[row] = tuple(b & ~SIDES for b in self.bits[row])
+                self._forget_sides([row])
         (pair.between if kept else pair.beside).append(op)
+
+    def _forget_sides(self, rows: Iterable[int]) -> None:
+        for row in rows:
+            self.bits[row] = axes.without_sides(self.bits[row])
 
     def _pair_of_input(self, row: int) -> int | None:
         number = self.pair_of.get(int(self._facts.producer_row[row]))
         return None if number is None else self.find_pair(number)
-
-    def _has_both_sides(self, bits: Bits, pair: Pair) -> bool:
-        have = 0
-        for bit in bits:
-            have |= bit & SIDES
-        return have & pair.sides == pair.sides
 
     def _visit_product(self, op: int, at: int, origins: list[Origin], bits: list[Bits]) -> None:
         facts = self._facts
@@ -333,6 +341,10 @@ class Flow:
         if not both or len(left) < 2 or len(right) < 2:
             self._pass_projection(op, rows)
             return
+        met = {n for n in (pair_left, pair_right) if n is not None}
+        if len(met) == 2 and all(map(self._pairs.is_read, met)):
+            self._forget_sides([out])  # how attention adds up over layers, say
+            return
         depth = facts.signature_of(rows[at]).shape[-1]
         consumed = set()
         for number, row, contracted in (
@@ -341,13 +353,13 @@ class Flow:
         ):
             # A contracted dimension of size 1 leaves no bit; it can only be the key of one token.
             if number is not None and (contracted & SIDES or depth == 1):
-                self._pairs[number].seconds.append((op, row))
+                self._pairs.read(number, op, row)
                 consumed.add(number)
-        passing = {n for n in (pair_left, pair_right) if n is not None} - consumed
+        passing = met - consumed
         if passing:  # contracts heads, say: the scores go on
             self._carry_pair(op, rows)
             return
-        self.bits[out] = result = tuple(b & ~SIDES for b in result)
+        self.bits[out] = result = axes.without_sides(result)
         pattern = pattern_of(result[-2:], (left[-1] | right[-2]) & ~SIDES, depth)
         # Scores times scores (landmark attention) are scores still; scores times values end here.
         if pattern is not None and (not consumed or all(b & TOKEN for b in result[-2:])):
@@ -366,7 +378,7 @@ class Flow:
             self._carry_pair(op, rows)
             self._projected.add(out)
             return
-        self.bits[out] = tuple(b & ~SIDES for b in self.bits[out])
+        self._forget_sides([out])
 
     def _are_projected(self, rows: range) -> bool:
         """Return whether all scores among some input rows went through a projection."""

@@ -6,7 +6,7 @@ broadcast along the tokens of the other, and the sum contracts the features that
 
 from dataclasses import dataclass, replace
 
-from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, SIDES, TOKEN, Bits
+from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, TOKEN, Bits, without_sides
 from attnprof.attribution.facts import Facts
 from attnprof.attribution.products import MULTIPLICATIONS
 
@@ -83,7 +83,7 @@ class OuterProducts:
             return None
         for dim in reversed(outer.shared):
             if read[:dim] + read[dim + 1 :] == out:
-                marked = [bit & ~SIDES for bit in bits]
+                marked = list(without_sides(bits))
                 marked[outer.left] |= LEFT
                 marked[outer.right] |= RIGHT
                 return outer, (*marked[:dim], *marked[dim + 1 :])

@@ -47,6 +47,13 @@ class Pair:
         """All its ops."""
         return {*self.firsts, *self.between, *self.beside, *(op for op, _ in self.seconds)}
 
+    def keeps_sides(self, bits: Bits) -> bool:
+        """Return whether a tensor with these bits is still a score."""
+        have = 0
+        for bit in bits:
+            have |= bit
+        return have & self.sides == self.sides
+
 
 def pattern_of(free: Bits, contracted: int, depth: int) -> Pattern | None:
     """Say what a product of activations makes, if it can be the first of a pair.
@@ -79,6 +86,8 @@ class Pairs:
         self._pairs: list[Pair] = []
         self._parent: list[int] = []
         self._aside: set[int] = set()
+        self._read: set[int] = set()
+        """Of those that stand for others, those with second products."""
 
     def __getitem__(self, number: int) -> Pair:
         """Return a pair as it was begun."""
@@ -102,7 +111,18 @@ class Pairs:
         first, *rest = sorted(self.find(n) for n in numbers)
         for number in rest:
             self._parent[number] = first
+        if not self._read.isdisjoint(rest):
+            self._read.add(first)
         return first
+
+    def read(self, number: int, op: int, row: int) -> None:
+        """Note that an op is a second product of a pair, through an input row."""
+        self._pairs[number].seconds.append((op, row))
+        self._read.add(self.find(number))
+
+    def is_read(self, number: int) -> bool:
+        """Return whether a pair has a second product by now."""
+        return self.find(number) in self._read
 
     def put_aside(self, number: int, chosen: int) -> None:
         """Note that the scores of a pair were added to those of another."""

@@ -7,7 +7,8 @@ state also comes back through a product with a parameter (an LSTM, a GRU, with g
 none: it is an ordinary recurrent network, no way around attention.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -15,8 +16,10 @@ from attnprof.attribution.axes import TOKEN
 from attnprof.attribution.facts import Bools, Facts, Ints
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.origins import Origin
-from attnprof.attribution.products import OVERWRITING, is_product
+from attnprof.attribution.products import CONVOLUTIONS, OVERWRITING, factors, is_product
 
+_CELL = re.compile(r"(^|_)(rnn|lstm|gru)")
+"""Ops that are a recurrent cell, or a whole network of them."""
 _FEWEST_TOKENS = 4
 """So many times a loop has to run to be told from code that is written out."""
 _LONGEST_BODY = 256
@@ -46,6 +49,29 @@ def find_scans(facts: Facts, flow: Flow, is_forward: Bools) -> dict[int, str]:
             for storage in _list_written(facts, begins, places_of[key]):
                 carried[storage] = facts.module_paths[module]
     return carried
+
+
+def find_networks(facts: Facts, states: Mapping[int, str]) -> set[str]:
+    """Return the layers of ordinary recurrent networks among those that keep a state.
+
+    Args:
+        facts: The run's tables.
+        states: The storages that inference keeps from one forward to the next, with their layers.
+    """
+    rows = np.flatnonzero(facts.is_input & np.isin(facts.storage, list(states)))
+    return {
+        states[int(facts.storage[row])] for row in rows.tolist() if _is_read_by_network(facts, row)
+    }
+
+
+def _is_read_by_network(facts: Facts, row: int) -> bool:
+    """Return whether an op is a whole recurrent cell, or multiplies a state by a parameter."""
+    op = int(facts.row_op[row])
+    name = facts.short_names[facts.code[op]]
+    is_plain = is_product(facts, op) and name not in CONVOLUTIONS
+    return bool(_CELL.search(name)) or (
+        is_plain and any(facts.is_owned[facts.storage[r]] for r in factors(facts, op) if r != row)
+    )
 
 
 def _find_loops(facts: Facts, flow: Flow, is_forward: Bools) -> Iterator[list[int]]:

@@ -1,6 +1,7 @@
 """States that a loop carries from token to token, and loops that carry none."""
 
 from collections.abc import Callable
+from typing import Any
 
 import polars as pl
 import pytest
@@ -157,3 +158,28 @@ def test_autograd_keeps_the_state_of_every_token(mix: Mix, state: int) -> None:
         pl.col("category") == "recurrent_state", pl.col("saved"), pl.col("layer") == "mixer"
     )
     assert kept["requested_bytes"].sum() == pytest.approx(TOKENS * state, abs=state)
+
+
+class Streaming(nn.Module):
+    """A recurrent cell that is fed one token at a time."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.embed, self.cell, self.head = nn.Embedding(31, WIDTH), cell, nn.Linear(WIDTH, 31)
+
+    def forward(self, token: Tensor, state: Any) -> tuple[Tensor, Any]:
+        state = self.cell(self.embed(token), state)
+        output = state[0] if isinstance(state, tuple) else state
+        return self.head(output).argmax(-1), state
+
+
+@pytest.mark.parametrize("cell", [nn.GRUCell, nn.LSTMCell, nn.RNNCell])
+def test_state_of_an_ordinary_cell_is_kept_but_makes_no_attention_layer(cell: Any) -> None:
+    model, state = Streaming(cell(WIDTH, WIDTH)), None
+    token = torch.zeros(BATCH, dtype=torch.long)
+    with attnprof.trace(samples_per_second=0) as tracer, torch.no_grad():
+        for _ in range(5):
+            token, state = model(token, state)
+    run = tracer.run
+    assert run.layers().is_empty()
+    assert "recurrent_state" in run.peak().by_category()

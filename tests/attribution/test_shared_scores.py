@@ -1,0 +1,80 @@
+"""Scores that are used outside of their layer: in a loss, in the next layer, in a distillation."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import attnprof
+
+BATCH, TOKENS, WIDTH, HEADS = 3, 22, 60, 5
+SCORES = 4 * BATCH * HEADS * TOKENS * TOKENS
+
+
+class Attention(nn.Module):
+    """Attention that returns its scores and probabilities too, and may be given other scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        parts = self.project(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        scores = parts[0] @ parts[1].mT
+        if more is not None:
+            scores = scores + more
+        weights = scores.softmax(-1)
+        return self.out((weights @ parts[2]).transpose(1, 2).flatten(2)), scores, weights
+
+
+class Layers(nn.Module):
+    """Layers of attention, whose scores or probabilities go into the loss or the next layer."""
+
+    def __init__(self, use: Callable[[list[Tensor]], Tensor], *, pass_on: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Attention() for _ in range(3)])
+        self.use, self.pass_on = use, pass_on
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps, scores = [], None
+        for layer in self.layers:
+            mixed, scores, weights = layer(x, scores if self.pass_on else None)
+            x = x + mixed
+            maps.append(weights)
+        return x.square().mean() + self.use(maps)
+
+
+def pull_together(maps: list[Tensor]) -> Tensor:
+    """The loss of a student whose maps should be those of its teacher."""
+    return torch.stack([(a - b).square().mean() for a, b in pairwise(maps)]).sum()
+
+
+def measure_entropy(maps: list[Tensor]) -> Tensor:
+    return -sum((m * (m + 1e-9).log()).sum(-1).mean() for m in maps)
+
+
+def stack(maps: list[Tensor]) -> Tensor:
+    return torch.stack(maps).square().mean()
+
+
+def roll_out(maps: list[Tensor]) -> Tensor:
+    """How attention adds up over the layers."""
+    return (maps[2].mean(1) @ maps[1].mean(1) @ maps[0].mean(1)).square().mean()
+
+
+@pytest.mark.parametrize("use", [pull_together, measure_entropy, stack, roll_out])
+@pytest.mark.parametrize("pass_on", [False, True])
+def test_every_layer_keeps_its_own_row(
+    use: Callable[[list[Tensor]], Tensor], pass_on: bool
+) -> None:
+    model = Layers(use, pass_on=pass_on)
+    with attnprof.trace(samples_per_second=0) as tracer:
+        model(torch.randn(BATCH, TOKENS, WIDTH)).backward()
+    frame = tracer.run.layers()
+    assert frame["layer"].to_list() == [f"layers.{i}" for i in range(3)]
+    for column, value in (
+        ("kind", "materialised"), ("batch", BATCH), ("heads", HEADS), ("softmax_bytes", SCORES),
+    ):  # fmt: skip
+        assert frame[column].to_list() == [value] * 3
