@@ -43,7 +43,7 @@ def find_calls(facts: Facts, flow: Flow) -> list[AttentionCall]:
     # Mixing with a fixed set of slots (experts, streams) looks like low-rank attention but for
     # the softmax between the products.
     calls = [c for c in read if c.has_normaliser or c.pattern is not Pattern.LOW_RANK]
-    judge_kinds(facts, calls)
+    judge_kinds(facts, flow, calls)
     find_first_chunks(facts, flow, calls, [pair for pair in pairs if not pair.seconds])
     calls += _find_single_ops(facts)
     return sorted(calls, key=lambda call: call.ops[0])
@@ -94,7 +94,7 @@ def _find_sums(facts: Facts, sums: SumFlow, known: set[int]) -> list[AttentionCa
     found = [c for c in read if _SOFTMAX.search(c.backend) or c.backend.startswith("div")]
     for call in found:
         read_sums(facts, call)
-    judge_kinds(facts, found)
+    judge_kinds(facts, sums, found)
     return found
 
 

@@ -1,43 +1,134 @@
-"""How many sequences a forward is given: its data may be (batch, tokens, …) or (tokens, batch, …).
+"""How many sequences keys are from, read off the data that they were made of.
 
-``nn.MultiheadAttention`` and ``nn.Transformer`` take the latter unless they are told otherwise.
+That is not what a model is given first: CLIP is given texts and images, in numbers of their own; a
+multiple-choice question has several texts. What has become features is another matter: a model that
+splits its hidden states puts windows of one sequence into the batch.
 """
 
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
 from attnprof.attribution.calls import AttentionCall
-from attnprof.attribution.facts import Facts, Signature
+from attnprof.attribution.facts import Facts, Ints, Signature
+from attnprof.attribution.flow import Flow
+from attnprof.attribution.origins import Origin
+from attnprof.attribution.products import CONVOLUTIONS, INTEGERS, factors, is_index, is_product
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """What keys were made of."""
+
+    shape: tuple[int, ...]
+    """As it was given; of tokens' numbers and of images, as the first op with a weight read it."""
+    sequences: int
 
 
 class Sequences:
-    """How many sequences the outermost forwards of a run are given."""
+    """The sequences that the keys of attention calls are from."""
 
-    def __init__(self, facts: Facts, calls: list[AttentionCall]) -> None:
-        """Find the forwards that are given tokens first, as their attention calls show."""
-        self._facts = facts
-        self._tokens_first = {
-            facts.outermost_of_scope[int(facts.scope[call.ops[0]])]
-            for call in calls
-            if _is_tokens_first(facts, call)
-        }
+    def __init__(self, facts: Facts, flow: Flow, calls: list[AttentionCall]) -> None:
+        """Find which data is (tokens, batch, …), as the calls show."""
+        self._facts, self._flow = facts, flow
+        self._data: dict[int, _Data] = {}
+        """By output row, what it was made of."""
+        self._first_read = _find_first_reads(facts)
+        found = [(call, self._find_data(call.keys_row)) for call in calls if call.keys_row >= 0]
+        self._tokens_first = {data for call, data in found if _is_tokens_first(facts, call, data)}
 
-    def count(self, op: int) -> int:
-        """Return how many sequences the outermost forward around an op is given; 0 if unknown."""
+    def count(self, call: AttentionCall) -> int:
+        """Return how many sequences the keys of a call are from; 0 if unknown."""
+        data = self._find_data(call.keys_row)
+        return data.shape[1] if data in self._tokens_first else data.sequences
+
+    def _find_data(self, row: int) -> _Data:
+        """Return what the tensor in an input row was made of, along its largest operands."""
+        facts, is_inside = self._facts, bool(self._facts.scope[self._facts.row_op[row]] >= 0)
+        passed: list[int] = []
+        weighed = -1  # what the earliest op with a weight was given
+        while True:
+            made = int(facts.producer_row[row])
+            if made in self._data:
+                found = self._data[made]
+                break
+            op = int(facts.row_op[made]) if made >= 0 else -1
+            if made < 0 or (is_inside and facts.scope[op] < 0):
+                found = self._read_data(row, weighed)
+                break
+            passed.append(made)
+            following = self._choose_operand(op)
+            if following < 0:
+                is_data = self._flow.origin.get(made) is Origin.ACTIVATION
+                indices = self._find_indices(op)
+                found = indices or (self._read_data(made, weighed) if is_data else _Data((), 0))
+                break
+            if self._has_weight(op):
+                weighed = following
+            row = following
+        self._data.update(dict.fromkeys(passed, found))
+        return found
+
+    def _choose_operand(self, op: int) -> int:
+        """Return the operand row that is followed: values, not what they are weighed by."""
+        facts, flow = self._facts, self._flow
+        rows = [
+            row
+            for row in facts.rows_in(op)
+            if facts.signature_of(row).dtype not in INTEGERS
+            and flow.origin_of_input(row) is Origin.ACTIVATION
+        ]
+        if is_product(facts, op) and len(rows) > 1 and (right := factors(facts, op)[1]) in rows:
+            return right
+        return max(rows, key=lambda row: facts.signature_of(row).numel, default=-1)
+
+    def _has_weight(self, op: int) -> bool:
         facts = self._facts
-        shape = facts.data_shape(op)
-        if not shape:
-            return 0
-        outermost = facts.outermost_of_scope[int(facts.scope[op])]
-        return shape[1] if outermost in self._tokens_first else shape[0]
+        return is_product(facts, op) and any(
+            self._flow.origin_of_input(row) is Origin.PARAMETER for row in facts.rows_in(op)
+        )
+
+    def _find_indices(self, op: int) -> _Data | None:
+        """Return the numbers of tokens that an op looks up in a table, if it does."""
+        shapes = [
+            self._facts.signature_of(row).shape
+            for row in self._facts.rows_in(op)
+            if is_index(self._facts, row)
+        ]
+        shape = max(shapes, key=math.prod, default=())
+        return _Data(shape, math.prod(shape[:-1])) if len(shape) > 1 else None
+
+    def _read_data(self, row: int, weighed: int) -> _Data:
+        """Return how many sequences are in data; images may be put together for a convolution."""
+        first = int(self._first_read[self._facts.storage[row]])
+        given = self._facts.signature_of(first if first >= 0 else row)
+        if weighed < 0 or len(given.shape) < 2:
+            return _Data(given.shape, given.shape[0] if len(given.shape) > 1 else 0)
+        used = self._facts.signature_of(weighed)
+        if self._facts.short_names[self._facts.code[self._facts.row_op[weighed]]] in CONVOLUTIONS:
+            return _Data(used.shape, used.shape[0])
+        repeats = used.numel // given.numel  # two views of a batch are put together
+        return _Data(given.shape, given.shape[0] * max(1, repeats))
 
 
-def _is_tokens_first(facts: Facts, call: AttentionCall) -> bool:
-    """Return whether sizes and memory of a call say that its forward is given tokens first.
+def _find_first_reads(facts: Facts) -> Ints:
+    """Return per storage the first row through which a module's op reads it, or -1."""
+    rows = np.flatnonzero(facts.is_input & (facts.scope[facts.row_op] >= 0))
+    storages, first = np.unique(facts.storage[rows], return_index=True)
+    result = np.full(facts.storage_count, -1, np.int64)
+    result[storages] = rows[first]
+    return result
+
+
+def _is_tokens_first(facts: Facts, call: AttentionCall, data: _Data) -> bool:
+    """Return whether sizes and memory of a call say that its data is (tokens, batch, …).
 
     Sizes alone would not do: a batch of as many sequences as a window has tokens looks alike.
     """
-    shape = facts.data_shape(call.ops[0])
-    if len(shape) < 2 or call.keys_row < 0:
+    if len(data.shape) < 2 or data.shape[1] != call.batch:
         return False
-    if shape[0] not in (call.q_len, call.k_len) or shape[1] != call.batch:
+    if data.shape[0] not in (call.q_len, call.k_len):
         return False
     row = call.keys_row
     for _ in range(6):
@@ -55,8 +146,6 @@ def _is_tokens_first(facts: Facts, call: AttentionCall) -> bool:
 
 def _has_outermost(keys: Signature, tokens: int) -> bool:
     """Return whether the rows or columns of K are what lies furthest apart in memory."""
-    strides = [
-        0 if size == 1 else stride for size, stride in zip(keys.shape, keys.stride, strict=True)
-    ]
-    furthest = max(range(len(strides)), key=strides.__getitem__)
-    return furthest >= len(strides) - 2 and keys.shape[furthest] == tokens
+    dims = range(len(keys.shape))
+    furthest = max(dims, key=lambda i: keys.stride[i] if keys.shape[i] > 1 else 0)
+    return furthest >= len(dims) - 2 and keys.shape[furthest] == tokens

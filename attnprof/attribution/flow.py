@@ -14,7 +14,7 @@ from typing import Any
 from attnprof.attribution import axes
 from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, SIDES, TOKEN, Bits
 from attnprof.attribution.facts import Bools, Facts
-from attnprof.attribution.layouts import Factors, Layout, fold, unfold
+from attnprof.attribution.layouts import Layout
 from attnprof.attribution.origins import Origin
 from attnprof.attribution.outer import OUTER_OPS, OuterProducts
 from attnprof.attribution.pairs import Pair, Pairs, Pattern, has_clean_sides, pattern_of
@@ -28,6 +28,7 @@ from attnprof.attribution.products import (
     classify,
     is_outer_product,
 )
+from attnprof.attribution.unfolded import Unfolded
 from attnprof.vocabulary import Role
 
 
@@ -48,15 +49,13 @@ class Flow:
         self.origin: dict[int, Origin] = {}
         """Per output row that wrote memory."""
         self.bits: dict[int, Bits] = {}
-        self._layout: dict[int, Layout] = {}
-        """Per output row with folded dimensions, how it would have been written unfolded."""
+        self._unfolded = Unfolded(facts, self.bits, self.bits_of_input)
         self.pair_of: dict[int, int] = {}
         """Per output row that is a score, the number of its pair (see `find_pair`)."""
         self._projected: set[int] = set()
         """Such rows that went through a product with a parameter since the first one or a
         softmax."""
         self._pairs = Pairs()
-        self._unfold_memo: dict[tuple[Any, ...], tuple[Factors, ...]] = {}
         self._view_memo: dict[tuple[Any, ...], Bits] = {}
         self._op_memo: dict[tuple[Any, ...], Bits] = {}
         self._outer = OuterProducts(facts)
@@ -116,10 +115,9 @@ class Flow:
         is_parameter = self._roles.get(int(facts.storage[row])) == Role.PARAMETER
         if bits is None or is_parameter:
             return axes.of_source(facts.signatures[read], is_parameter=is_parameter)
-        layout = self._layout.get(writer)
-        if layout is None and int(facts.signature[writer]) == read:
+        if self._unfolded.is_as_written(writer, read):
             return bits
-        written, bits = layout or (facts.signature_of(writer), bits)
+        written, bits = self._unfolded.written(writer)
         key = (written.shape, written.stride, bits, read)
         found = self._view_memo.get(key)
         if found is None:
@@ -129,7 +127,7 @@ class Flow:
 
     def written(self, row: int) -> Layout:
         """Return how an output row was written, with folded dimensions unfolded, and its bits."""
-        return self._layout.get(row) or (self._facts.signature_of(row), self.bits[row])
+        return self._unfolded.written(row)
 
     def _visit(self, op: int) -> None:
         facts = self._facts
@@ -140,7 +138,7 @@ class Flow:
         out = facts.rows_out(op)
         if kind >= 0 and len(rows) >= kind + 2 and len(out):
             self._visit_product(op, kind, origins, bits)
-            self._lay_out_product(out[0], rows[kind], rows[kind + 1])
+            self._unfolded.lay_out_product(out[0], rows[kind], rows[kind + 1])
             return
         origin = max(origins, default=Origin.CONSTANT)
         if kind == CONVOLUTION and Origin.PARAMETER in origins:
@@ -155,7 +153,7 @@ class Flow:
                 self.bits[row] = axes.of_source(facts.signature_of(row), is_parameter=False)
             return
         if facts.short_names[facts.code[op]] not in OVERWRITING:
-            self._take_sides_of_one(rows, out, bits)
+            self._take_sides_of_one(op, rows, out, bits)
         for row in out:
             self.origin[row] = origin
             self.bits[row] = self._bits_of_output(row, kind, rows, origins, bits)
@@ -167,7 +165,9 @@ class Flow:
         ):
             self._begin_pair(op, out[0], Pattern.STATE, set())
         for row in out:
-            self._carry_layout(row, [r for r, o in zip(rows, origins, strict=True) if o == origin])
+            self._unfolded.carry(
+                row, [r for r, o in zip(rows, origins, strict=True) if o == origin]
+            )
 
     def _follow_outer(self, op: int, origins: list[Origin], bits: list[Bits]) -> None:
         """Let the sum over features of queries times keys, all with all, be scores."""
@@ -178,68 +178,15 @@ class Flow:
             pair = Pair(Pattern.SCORES, [outer.ops[0]], between=[*outer.ops[1:], op])
             self.pair_of[out], self.bits[out] = self._pairs.begin(pair), marked
 
-    def _carry_layout(self, out: int, rows: list[int]) -> None:
-        """Let an element-wise result be unfolded as its operand is."""
-        facts = self._facts
-        shape = facts.signature_of(out).shape
-        for row in rows:
-            if facts.signature_of(row).shape == shape:
-                self._lay_out(out, self._unfold_input(row))
-                return
-
-    def _unfold_input(self, row: int) -> tuple[Factors, ...]:
-        """Return the parts of every dimension of the tensor in an input row."""
-        facts = self._facts
-        writer, read = int(facts.producer_row[row]), int(facts.signature[row])
-        if writer not in self.bits:
-            return ()
-        layout = self._layout.get(writer)
-        if layout is None and int(facts.signature[writer]) == read:
-            return ()  # as it was written: nothing is folded
-        written, bits = self.written(writer)
-        if written.item_bytes != facts.signatures[read].item_bytes:
-            return ()  # complex numbers as pairs: strides count in other units
-        key = (written.shape, written.stride, bits, read)
-        found = self._unfold_memo.get(key)
-        if found is None:
-            found = unfold(written, bits, facts.signatures[read])
-            self._unfold_memo[key] = found
-        return found
-
-    def _lay_out(self, row: int, dimensions: tuple[Factors, ...]) -> None:
-        if dimensions and (
-            layout := fold(self._facts.signature_of(row), self.bits[row], dimensions)
-        ):
-            self._layout[row] = layout
-
-    def _list_dimensions(self, row: int) -> tuple[Factors, ...]:
-        shape = self._facts.signature_of(row).shape
-        return tuple((part,) for part in zip(shape, self.bits_of_input(row), strict=True))
-
-    def _lay_out_product(self, out: int, left: int, right: int) -> None:
-        """Unfold a product: batch and rows as in the left factor, columns as in the right."""
-        lefts, rights = (
-            self._unfold_input(row) or self._list_dimensions(row) for row in (left, right)
-        )
-        # Q's, unless it is no clearer: K may be expanded, which hides whose its dimensions are.
-        batch = tuple(
-            a if len(a) > 1 or a[0][1] in (TOKEN, FEATURE) else b
-            for a, b in zip(lefts[:-2], rights[:-2], strict=False)
-        )
-        columns = rights[-1:] if len(rights) > 1 else ()
-        self._lay_out(out, (*(batch or lefts[:-2]), *lefts[-2:-1], *columns))
-
-    def _take_sides_of_one(self, rows: range, out: range, bits: list[Bits]) -> None:
+    def _take_sides_of_one(self, op: int, rows: range, out: range, bits: list[Bits]) -> None:
         """Where an op adds scores of several products, let one of them say which side is which.
 
         The rows of a transposed position score are keys, and a relative shift mixes both sides;
         the operand with the cleanest sides speaks, the others are position scores.
         """
-        numbers = [
-            None if n is None or self._pairs.is_read(n) else n
-            for n in (self._pair_of_input(row) for row in rows)
-        ]
-        found = {n for n in numbers if n is not None}
+        numbers = [self._pair_of_input(row) for row in rows]
+        found = self._find_going_on(op, numbers)
+        numbers = [n if n in found else None for n in numbers]
         if len(found) < 2 or not len(out):
             return
         size = self._facts.signature_of(out[0]).numel
@@ -287,14 +234,11 @@ class Flow:
         """Let an op's outputs belong to the pairs of its operands, if they are still scores."""
         if self._facts.short_names[self._facts.code[op]] in OVERWRITING:
             rows = rows[1:]  # what was there before is gone
-        numbers = {n for row in rows if (n := self._pair_of_input(row)) is not None}
-        if len(numbers) > 1:
-            # Where attention is done, its scores are a bias to others; those of several layers
-            # together, in a loss say, are scores no more.
-            numbers = {n for n in numbers if not self._pairs.is_read(n)}
-            if not numbers:
-                self._forget_sides(self._facts.rows_out(op))
+        met = [self._pair_of_input(row) for row in rows]
+        numbers = self._find_going_on(op, met)
         if not numbers:
+            if any(number is not None for number in met):
+                self._forget_sides(self._facts.rows_out(op))
             return
         number = self._pairs.join(numbers)
         pair = self._pairs[number]
@@ -312,6 +256,28 @@ class Flow:
             else:
                 self._forget_sides([row])
         (pair.between if kept else pair.beside).append(op)
+
+    def _find_going_on(self, op: int, met: list[int | None]) -> set[int]:
+        """Return which of the pairs that meet in an op go on as scores.
+
+        Where several do, those whose attention is done are a bias to the others; among themselves,
+        in a loss say, they are scores no more. So is what was made outside of the module call that
+        others were made in: by a model, for all its layers.
+        """
+        numbers = {number for number in met if number is not None}
+        if len(numbers) < 2:
+            return numbers
+        numbers = {n for n in numbers if not self._pairs.is_read(n)}
+        scope = int(self._facts.scope[op])
+        inside = {n for n in numbers if self._is_within(self._pairs[n].firsts[0], scope)}
+        return inside or numbers
+
+    def _is_within(self, op: int, scope: int) -> bool:
+        """Return whether an op ran in a module call, or in one that was made in it."""
+        at = int(self._facts.scope[op])
+        while at > scope:  # a parent is numbered before its children
+            at = self._facts.parent_of_scope.get(at, -1)
+        return at == scope
 
     def _forget_sides(self, rows: Iterable[int]) -> None:
         for row in rows:

@@ -22,16 +22,16 @@ _WINDOWS = re.compile(r"(max|avg)_pool\dd")
 """Ops that pool windows of a given size; others (means, adaptive pools) leave a given number."""
 
 
-def judge_kinds(facts: Facts, calls: list[AttentionCall]) -> None:
+def judge_kinds(facts: Facts, flow: Flow, calls: list[AttentionCall]) -> None:
     """Tell bands, windows and pooled keys among the calls that are taken for materialised."""
     together: dict[tuple[str, int], list[AttentionCall]] = {}
     for call in calls:
         if call.kind is AttentionKind.MATERIALISED and call.keys_row >= 0:
             scope = facts.enclosing_call(call.ops[0], call.layer)
             together.setdefault((call.layer, scope), []).append(call)
-    sequences = Sequences(facts, calls)
+    sequences = Sequences(facts, flow, [call for group in together.values() for call in group])
     for group in together.values():
-        judged = [_judge(facts, call, group, sequences.count(call.ops[0])) for call in group]
+        judged = [_judge(facts, call, group, sequences.count(call)) for call in group]
         for call, kind in zip(group, judged, strict=True):
             call.kind = kind
 
@@ -93,7 +93,7 @@ def _judge(
         facts: The run's tables.
         call: The call.
         group: Those of the same layer's call, this one among them.
-        outer: How many sequences the forward is given.
+        outer: How many sequences its keys are from; 0 if unknown.
     """
     tokens, is_pooled = _count_tokens(facts, call, outer)
     if not tokens or call.k_len >= tokens:
@@ -129,7 +129,7 @@ def _has_windows(facts: Facts, call: AttentionCall, outer: int) -> bool:
 def _count_tokens(facts: Facts, call: AttentionCall, outer: int) -> tuple[int, bool]:
     """Return how many tokens K was projected from, and if they were pooled since; 0 if unknown.
 
-    Counted in the outermost forward, which is given ``outer`` sequences. Where a convolution or a
+    Per sequence, of which there are ``outer``. Where a convolution or a
     pool over windows made K, tokens are what it left: a share of those it was given, which grows
     with n.
     """

@@ -1,0 +1,97 @@
+"""How tensors with folded dimensions would have been written unfolded, followed through ops."""
+
+from collections.abc import Callable
+from typing import Any
+
+from attnprof.attribution.axes import FEATURE, TOKEN, Bits
+from attnprof.attribution.facts import Facts
+from attnprof.attribution.layouts import Factors, Layout, fold, unfold
+
+
+class Unfolded:
+    """The layouts of output rows with folded dimensions."""
+
+    def __init__(
+        self, facts: Facts, bits: dict[int, Bits], bits_of_input: Callable[[int], Bits]
+    ) -> None:
+        """Begin without any.
+
+        Args:
+            facts: The run's tables.
+            bits: Per output row, the bits of its dimensions; filled by the caller meanwhile.
+            bits_of_input: Returns those of an input row.
+        """
+        self._facts = facts
+        self._bits = bits
+        self._bits_of_input = bits_of_input
+        self._layout: dict[int, Layout] = {}
+        self._memo: dict[tuple[Any, ...], tuple[Factors, ...]] = {}
+
+    def written(self, row: int) -> Layout:
+        """Return how an output row was written, with folded dimensions unfolded, and its bits."""
+        return self._layout.get(row) or (self._facts.signature_of(row), self._bits[row])
+
+    def is_as_written(self, writer: int, signature: int) -> bool:
+        """Return whether a tensor with a signature is what an output row wrote, with no fold."""
+        return writer not in self._layout and int(self._facts.signature[writer]) == signature
+
+    def carry(self, out: int, rows: list[int]) -> None:
+        """Let an element-wise result be unfolded as its operand is."""
+        facts = self._facts
+        shape = facts.signature_of(out).shape
+        for row in rows:
+            if facts.signature_of(row).shape == shape:
+                self._lay_out(out, self._unfold_input(row))
+                return
+
+    def _unfold_input(self, row: int) -> tuple[Factors, ...]:
+        """Return the parts of every dimension of the tensor in an input row."""
+        facts = self._facts
+        writer, read = int(facts.producer_row[row]), int(facts.signature[row])
+        if writer not in self._bits:
+            return ()
+        layout = self._layout.get(writer)
+        if layout is None and int(facts.signature[writer]) == read:
+            return ()  # as it was written: nothing is folded
+        written, bits = self.written(writer)
+        if written.item_bytes != facts.signatures[read].item_bytes:
+            return ()  # complex numbers as pairs: strides count in other units
+        key = (written.shape, written.stride, bits, read)
+        found = self._memo.get(key)
+        if found is None:
+            found = unfold(written, bits, facts.signatures[read])
+            self._memo[key] = found
+        return found
+
+    def _lay_out(self, row: int, dimensions: tuple[Factors, ...]) -> None:
+        if dimensions and (
+            layout := fold(self._facts.signature_of(row), self._bits[row], dimensions)
+        ):
+            self._layout[row] = layout
+
+    def _list_dimensions(self, row: int) -> tuple[Factors, ...]:
+        shape = self._facts.signature_of(row).shape
+        return tuple((part,) for part in zip(shape, self._bits_of_input(row), strict=True))
+
+    def lay_out_product(self, out: int, left: int, right: int) -> None:
+        """Unfold a product: batch and rows as in the left factor, columns as in the right."""
+        lefts, rights = (
+            self._unfold_input(row) or self._list_dimensions(row) for row in (left, right)
+        )
+        batch = tuple(map(_choose_clearer, lefts[:-2], rights[:-2]))
+        columns = rights[-1:] if len(rights) > 1 else ()
+        self._lay_out(out, (*(batch or lefts[:-2]), *lefts[-2:-1], *columns))
+
+
+def _choose_clearer(left: Factors, right: Factors) -> Factors:
+    """Return the parts of a dimension of Q, or those of K where these say more.
+
+    K may be expanded over heads, which hides whose its dimensions are; queries may be parameters
+    that were repeated for every sequence.
+    """
+    if [size for size, _ in left] == [size for size, _ in right]:
+        return tuple(
+            a if a[1] == TOKEN or (a[1] == FEATURE and b[1] != TOKEN) else b
+            for a, b in zip(left, right, strict=True)
+        )
+    return left if len(left) > 1 or left[0][1] in (TOKEN, FEATURE) else right
