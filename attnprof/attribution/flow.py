@@ -25,6 +25,7 @@ from attnprof.attribution.products import (
     LINEARS,
     NORMALISING,
     OVERWRITING,
+    SHAPED_LIKE,
     classify,
     is_outer_product,
 )
@@ -232,7 +233,11 @@ class Flow:
 
     def _carry_pair(self, op: int, rows: range) -> None:
         """Let an op's outputs belong to the pairs of its operands, if they are still scores."""
-        if self._facts.short_names[self._facts.code[op]] in OVERWRITING:
+        name = self._facts.short_names[self._facts.code[op]]
+        if name in SHAPED_LIKE:
+            self._forget_sides(self._facts.rows_out(op))
+            return
+        if name in OVERWRITING:
             rows = rows[1:]  # what was there before is gone
         met = [self._pair_of_input(row) for row in rows]
         numbers = self._find_going_on(op, met)
@@ -242,8 +247,7 @@ class Flow:
             return
         number = self._pairs.join(numbers)
         pair = self._pairs[number]
-        is_normalised = bool(NORMALISING.fullmatch(self._facts.short_names[self._facts.code[op]]))
-        is_projected = not is_normalised and self._are_projected(rows)
+        is_projected = not NORMALISING.fullmatch(name) and self._are_projected(rows)
         kept = False
         for row in self._facts.rows_out(op):
             # Indices found among scores (a top-k, a sort) are not scores, nor what they gather.
