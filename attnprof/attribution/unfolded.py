@@ -94,4 +94,6 @@ def _choose_clearer(left: Factors, right: Factors) -> Factors:
             a if a[1] == TOKEN or (a[1] == FEATURE and b[1] != TOKEN) else b
             for a, b in zip(left, right, strict=True)
         )
-    return left if len(left) > 1 or left[0][1] in (TOKEN, FEATURE) else right
+    says_more = len(right) > 1 and any(bit == TOKEN for _, bit in right)
+    is_clear = len(left) > 1 or left[0][1] == TOKEN or (left[0][1] == FEATURE and not says_more)
+    return left if is_clear else right

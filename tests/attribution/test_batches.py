@@ -1,0 +1,171 @@
+"""How many sequences keys are from: a model need not be given first what a layer works on."""
+
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.models.esm.configuration_esm import TrunkConfig
+from transformers.models.esm.modeling_esmfold import EsmFoldTriangularSelfAttentionBlock
+
+import attnprof
+
+WIDTH, HEADS, TOKENS = 60, 5, 22
+SIZES = {
+    "hidden_size": WIDTH, "intermediate_size": 70, "num_attention_heads": HEADS,
+    "num_hidden_layers": 1, "vocab_size": 101,
+}  # fmt: skip
+IMAGES: dict[str, Any] = {**SIZES, "image_size": 16, "patch_size": 4}
+
+
+def list_rows(model: nn.Module, **inputs: Tensor) -> list[tuple[object, ...]]:
+    with attnprof.trace(samples_per_second=0) as tracer:
+        output = model(**inputs)
+        first = output if isinstance(output, Tensor) else output[0]
+        first.float().square().mean().backward()
+    columns = ("layer", "kind", "batch", "heads", "q_len", "k_len")
+    return tracer.run.layers().select(columns).rows()
+
+
+def test_towers_have_batches_of_their_own() -> None:
+    config = transformers.CLIPConfig(
+        text_config=SIZES | {"max_position_embeddings": 30}, vision_config=IMAGES, projection_dim=7
+    )
+    model = transformers.CLIPModel._from_config(config, attn_implementation="eager")
+    rows = list_rows(
+        model, input_ids=torch.randint(3, 101, (7, 9)), pixel_values=torch.randn(2, 3, 16, 16)
+    )
+    assert [row[1:] for row in rows] == [
+        ("materialised", 2, HEADS, 17, 17),
+        ("materialised", 7, HEADS, 9, 9),
+    ]
+
+
+def test_choices_are_sequences() -> None:
+    config = transformers.BertConfig(**SIZES)
+    model = transformers.BertForMultipleChoice._from_config(config, attn_implementation="eager")
+    (row,) = list_rows(model, input_ids=torch.randint(3, 101, (3, 4, TOKENS)))
+    assert row[1:] == ("materialised", 12, HEADS, TOKENS, TOKENS)
+
+
+class ByImage(nn.Module):
+    """A ViT over every image of a sample, whose tokens meet those of no other image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = transformers.ViTConfig(**IMAGES)
+        self.vision = transformers.ViTModel._from_config(config, attn_implementation="eager")
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden: Tensor = self.vision(images.flatten(0, 1)).last_hidden_state
+        return hidden
+
+
+def test_images_of_a_sample_are_sequences() -> None:
+    (row,) = list_rows(ByImage(), images=torch.randn(2, 5, 3, 16, 16))
+    assert row[1:] == ("materialised", 10, HEADS, 17, 17)
+
+
+class Attention(nn.Module):
+    """Attention with a bias to its scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, x: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+        parts = self.project(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        weights = (parts[0] @ parts[1].mT + bias).softmax(-1)
+        return (weights @ parts[2]).transpose(1, 2).flatten(2)
+
+
+class Views(nn.Module):
+    """Two views of a batch put together, as for contrastive losses and guidance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Attention()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed: Tensor = self.attention(torch.cat([x, -x]))
+        return mixed
+
+
+def test_views_are_sequences() -> None:
+    (row,) = list_rows(Views(), x=torch.randn(3, TOKENS, WIDTH))
+    assert row[1:] == ("materialised", 6, HEADS, TOKENS, TOKENS)
+
+
+class LearnedQueries(nn.Module):
+    """Queries that are a parameter, repeated for every sequence; tokens first, as in DETR."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project, self.queries = nn.Linear(11, WIDTH), nn.Parameter(torch.randn(7, WIDTH))
+        self.attention = nn.MultiheadAttention(WIDTH, HEADS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        keys = self.project(x).transpose(0, 1)
+        queries = self.queries[:, None].repeat(1, len(x), 1)
+        mixed: Tensor = self.attention(queries, keys, keys)[0]
+        return mixed
+
+
+def test_repeated_queries_do_not_hide_the_batch() -> None:
+    (row,) = list_rows(LearnedQueries(), x=torch.randn(3, TOKENS, 11))
+    assert row[1:] == ("materialised", 3, HEADS, 7, TOKENS)
+
+
+class SharedBias(nn.Module):
+    """Products of tokens with tokens, made once and added to the scores of every layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Linear(WIDTH, 6)
+        self.layers = nn.ModuleList([Attention() for _ in range(2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.features(x)
+        bias = (features @ features.mT)[:, None]
+        for layer in self.layers:
+            x = x + layer(x, bias)
+        return x
+
+
+def test_bias_that_a_model_makes_for_all_layers_is_a_mask() -> None:
+    with attnprof.trace(samples_per_second=0) as tracer:
+        SharedBias()(torch.randn(3, TOKENS, WIDTH)).square().mean().backward()
+    frame = tracer.run.layers()
+    assert frame["layer"].to_list() == ["layers.0", "layers.1"]
+    assert frame["head_dim"].to_list() == [WIDTH // HEADS] * 2
+    assert set(frame["softmax_bytes"]) == {4 * 3 * HEADS * TOKENS * TOKENS}
+
+
+class Trunk(nn.Module):
+    """Blocks of ESMFold: attention over residues and over pairs, and updates of pairs by pairs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = TrunkConfig(
+            sequence_state_dim=40, pairwise_state_dim=24, sequence_head_width=10,
+            pairwise_head_width=8, dropout=0.0,
+        )  # fmt: skip
+        self.residues, self.pairs = nn.Linear(5, 40), nn.Linear(6, 24)
+        blocks = [EsmFoldTriangularSelfAttentionBlock(config) for _ in range(2)]
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        x, z = self.residues(x), self.pairs(z)
+        for block in self.blocks:
+            x, z = block(x, z)
+        return torch.cat([x.flatten(), z.flatten()])
+
+
+def test_a_residual_stream_of_pairs_keeps_layers_apart() -> None:
+    rows = list_rows(Trunk(), x=torch.randn(2, 13, 5), z=torch.randn(2, 13, 13, 6))
+    assert [row[0] for row in rows] == [
+        f"blocks.{i}.{name}"
+        for i in range(2)
+        for name in ("seq_attention", "tri_att_start.mha", "tri_att_end.mha")
+    ]
+    assert {row[1:] for row in rows if "tri" not in str(row[0])} == {("materialised", 2, 4, 13, 13)}
