@@ -107,7 +107,8 @@ def _name_inference_phases(
         modules = np.unique(facts.op_module[begin:end]).tolist()
         if grad or not (inside or any(facts.module_paths[m] in keeping for m in modules)):
             continue
-        extends = any(c.q_len < c.k_len for c in inside) or not inside
+        counted = [call for call in inside if call.k_len]  # linear attention has no lengths
+        extends = any(c.q_len < c.k_len for c in counted) or not counted
         is_chunk = prefill is not None and not _reads_results(facts, kept, prefill, int(end))
         is_new = extends and starts_anew(facts, kept, since, int(begin), int(end))
         is_decode = extends and not is_new and not is_chunk

@@ -24,6 +24,8 @@ class _Data:
     shape: tuple[int, ...]
     """As it was given; of tokens' numbers and of images, as the first op with a weight read it."""
     sequences: int
+    samples: int = 0
+    """The leading dimension of what was given, if others were put into the batch besides."""
 
 
 class Sequences:
@@ -37,10 +39,15 @@ class Sequences:
         self._first_read = _find_first_reads(facts)
         found = [(call, self._find_data(call.keys_row)) for call in calls if call.keys_row >= 0]
         self._tokens_first = {data for call, data in found if _is_tokens_first(facts, call, data)}
+        self._mixed = {data for call, data in found if data.samples and call.batch % data.sequences}
+        """Where other layers attend across what was put into the batch, as over the frames of a
+        video."""
 
     def count(self, call: AttentionCall) -> int:
         """Return how many sequences the keys of a call are from; 0 if unknown."""
         data = self._find_data(call.keys_row)
+        if data in self._mixed:
+            return data.samples
         return data.shape[1] if data in self._tokens_first else data.sequences
 
     def _find_data(self, row: int) -> _Data:
@@ -107,7 +114,8 @@ class Sequences:
             return _Data(given.shape, given.shape[0] if len(given.shape) > 1 else 0)
         used = self._facts.signature_of(weighed)
         if self._facts.short_names[self._facts.code[self._facts.row_op[weighed]]] in CONVOLUTIONS:
-            return _Data(used.shape, used.shape[0])
+            is_merged = used.shape[0] > given.shape[0]
+            return _Data(used.shape, used.shape[0], given.shape[0] if is_merged else 0)
         repeats = used.numel // given.numel  # two views of a batch are put together
         return _Data(given.shape, given.shape[0] * max(1, repeats))
 

@@ -169,3 +169,55 @@ def test_a_residual_stream_of_pairs_keeps_layers_apart() -> None:
         for name in ("seq_attention", "tri_att_start.mha", "tri_att_end.mha")
     ]
     assert {row[1:] for row in rows if "tri" not in str(row[0])} == {("materialised", 2, 4, 13, 13)}
+
+
+def test_frames_that_other_layers_attend_across_are_no_sequences() -> None:
+    config = transformers.TimesformerConfig(**IMAGES, num_frames=5)
+    model = transformers.TimesformerModel(config)
+    rows = list_rows(model, pixel_values=torch.randn(2, 5, 3, 16, 16))
+    assert sorted(row[1:] for row in rows) == [
+        ("banded", 10, HEADS, 17, 17),
+        ("banded", 32, HEADS, 5, 5),
+    ]
+
+
+class SummedUp(nn.Module):
+    """Linear attention that keeps the sum of keys times values, over all tokens so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, x: Tensor, past: Tensor | float) -> tuple[Tensor, Tensor]:
+        q, k, v = (
+            t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in self.project(x).chunk(3, -1)
+        )
+        state = past + k.exp().mT @ v
+        return (q.exp() @ state).transpose(1, 2).flatten(2), state
+
+
+class Recurrence(nn.Module):
+    """A language model of one such layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.layer, self.head = (
+            nn.Embedding(31, WIDTH),
+            SummedUp(),
+            nn.Linear(WIDTH, 31),
+        )
+
+    def forward(self, ids: Tensor, past: Tensor | float) -> tuple[Tensor, Tensor]:
+        mixed, past = self.layer(self.embed(ids), past)
+        return self.head(mixed[:, -1:]).argmax(-1), past
+
+
+def test_sums_of_keys_and_values_are_kept_while_decoding() -> None:
+    model, past = Recurrence(), 0.0
+    ids = torch.randint(31, (2, 13))
+    with attnprof.trace(samples_per_second=0) as tracer, torch.no_grad():
+        for _ in range(4):
+            ids, past = model(ids, past)
+    frame = tracer.run.kv_cache()
+    assert frame["phase"].to_list() == ["prefill", "decode", "decode", "decode"]
+    assert set(frame["kind"]) == {"state"}
