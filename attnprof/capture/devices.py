@@ -147,7 +147,7 @@ def sampling(recorder: Recorder, *, per_second: float) -> Iterator[None]:
                 (now, "host", process.memory_info().rss, total - memory.available, total)
             )
             recorder.samples.extend((now, *row) for row in gpus.read())
-            if stop.wait(1 / per_second):
+            if stop.wait(min(1 / per_second, threading.TIMEOUT_MAX)):
                 return
 
     thread = threading.Thread(target=sample, name="attnprof-sampler", daemon=True)

@@ -96,13 +96,18 @@ def sweep(
     Raises:
         TypeError: ``make_step`` cannot be called so, or cannot be isolated; a length is not a
             whole number.
-        ValueError: There are no lengths, one is under 1 or given twice, or nothing is to be run.
+        ValueError: There are no lengths, one is under 1 or given twice, nothing is to be run, or
+            there is a target and no dry run.
         CaptureError: The directory holds something else, or another sweep's runs.
         DryRunError: The workload cannot be run dry. If it is measured too, that is said in
             `Growth.lengths` instead.
         Exception: What else the workload raises, unless it is isolated. Finished lengths are kept.
     """
     lengths = _check_lengths(seq_lens)
+    if target is not None and not dry_run:
+        raise ValueError(
+            f"only a dry run answers for another device, and target is {target!r}; run dry, too"
+        )
     check_workload(make_step, lengths[0], steps)
     plan = _Plan(
         make_step=make_step,

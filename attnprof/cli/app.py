@@ -4,6 +4,7 @@ import inspect
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -88,6 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows ``attnprof``; by default, this process's arguments.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    _open_standard_streams()
+    if "--help" in arguments or not arguments:  # a program that is run has its streams as they are
+        with suppress(AttributeError):
+            sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # see above
     try:
         with get_command(app).make_context("attnprof", list(arguments)) as context:
             code = context.command.invoke(context)
@@ -113,6 +118,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verb = getattr(getattr(error, "ctx", None), "command_path", "attnprof")
         said = format_message().replace("Value error, ", "")  # how typer's checker begins
         return fail(f"{said} (see '{verb} --help')", UNUSABLE)
+
+
+def _open_standard_streams() -> None:
+    """Let nobody read what would go to streams that the shell closed (``>&-``).
+
+    Their numbers would go to the next files that are opened, a run's among them.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            with suppress(OSError):
+                os.fstat(number)
+                continue  # open, and the interpreter was told to leave it alone
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            setattr(sys, name, os.fdopen(null, "w" if number else "r", closefd=False))
 
 
 def _abandon_stdout() -> None:

@@ -34,8 +34,8 @@ def export(
     memory_viz is a snapshot for pytorch.org/memory_viz with categories and layers for stacks,
     perfetto a trace for ui.perfetto.dev; parquet and csv are the table of allocations.
     """
-    from attnprof.cli.files import replace_file
     from attnprof.cli.opening import say_what_is_missing
+    from attnprof.files import replace_file
     from attnprof.interop.exporting import FORMATS
     from attnprof.run import load
     from attnprof.units import format_bytes

@@ -40,7 +40,7 @@ class GrowthOptions:
         if self.category is not None:
             check_focus(self.category)
         if self.html is not None and out not in self.html.parents:
-            from attnprof.cli.files import check_can_write
+            from attnprof.files import check_can_write
 
             check_can_write(self.html)
 
@@ -70,7 +70,7 @@ def show_growth(growth: "Growth", options: GrowthOptions, *, is_quiet: bool = Fa
 
         print_report(render_growth_text(summary))
     if options.html is not None:
-        from attnprof.cli.files import replace_file
+        from attnprof.files import replace_file
         from attnprof.report.growth_html import render_growth_html
 
         assert summary.path is not None  # what the command line shows is on disk

@@ -112,7 +112,7 @@ def _show_run(
 
         print(render_json(summary))
     elif html is not None:
-        from attnprof.cli.files import replace_file
+        from attnprof.files import replace_file
         from attnprof.report.html import render_html
 
         with working("drawing the page …"):

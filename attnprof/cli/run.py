@@ -111,6 +111,7 @@ def _record(program: "Program", out: Path | None, samples_per_second: float, det
 
     enter_process(program.arguments, program.search_path)  # the run notes what was run
     here = os.getcwd()  # the program may go elsewhere; the user stays
+    process = os.getpid()
     directory = out if out is not None else make_directory(program.name)
     tracer: Tracer | None = None
     code = 0
@@ -124,7 +125,8 @@ def _record(program: "Program", out: Path | None, samples_per_second: float, det
                     directory.rmdir()
             raise
         code = end_program(error)
-    summarise_run(tracer, here)
+    if os.getpid() == process:  # a child that the program forked ends here, too
+        summarise_run(tracer, here)
     return code
 
 
@@ -168,6 +170,7 @@ def summarise_run(tracer: "Tracer", here: str) -> None:
     """
     _flush(sys.stdout)
     path = show_path(tracer.run.path, here)
+    path = path if path[0] != "-" else f"./{path}"  # else it would be taken for an option
     try:
         with working("attnprof reads the run …"):
             run = tracer.run

@@ -105,6 +105,8 @@ class Baseline:
             FileNotFoundError: There is none.
             ValueError: It cannot be read, or is something else.
         """
+        if path.exists() and not path.is_file():  # a device might never end
+            raise ValueError(f"the baseline {path} is no file; give the name of one")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:

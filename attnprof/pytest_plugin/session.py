@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from attnprof.errors import CommandError
+from attnprof.files import replace_file
 from attnprof.pytest_plugin.baselines import (
     Baseline,
     Result,
@@ -180,11 +182,12 @@ class ResultSession:
     def _write(self, path: Path, results: Baseline) -> bool:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            new = path.with_name(path.name + ".new")
-            new.write_text(results.to_json(), encoding="utf-8")
-            new.replace(path)
+            replace_file(path, results.to_json())
         except OSError as error:
             self._say(f"cannot write {path}: {error.strerror or error}", red=True)
+            return False
+        except CommandError as error:
+            self._say(str(error), red=True)
             return False
         self._say(f"wrote {path}: {_count(len(results.tests), 'test')}")
         return True

@@ -1,6 +1,8 @@
 """Read a run directory, memory-mapped, up to its last whole commit."""
 
 import json
+import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +50,8 @@ class StoredRun:
                 stream = pa.ipc.open_stream(pa.BufferReader(source.read_buffer(size)))
                 table = pa.Table.from_batches(list(_batches(stream)), schema=schema)
             table.validate(full=True)  # unchecked offsets of damaged text would be followed
+        except PermissionError:
+            raise RunFormatError(f"cannot read {file}: permission denied; ask its owner") from None
         except (OSError, pa.ArrowException) as error:
             what = (str(error).splitlines() or [type(error).__name__])[0]
             raise RunFormatError(
@@ -159,10 +163,14 @@ def _last_whole_commit(path: Path) -> tuple[dict[str, int], bool]:
     try:
         lines = (path / JOURNAL_FILE).read_bytes().split(b"\n")[:-1]
         # After the journal, so that a table which grows meanwhile is long enough.
-        sizes = {file.stem: file.stat().st_size for file in (path / TABLES_DIR).glob("*.arrows")}
+        with suppress(FileNotFoundError):
+            os.listdir(path / TABLES_DIR)  # unlike glob, it says if it may not look
+        tables = (path / TABLES_DIR).glob("*.arrows")
+        sizes = {file.stem: file.stat().st_size for file in tables}
     except OSError as error:
+        why = "ask its owner" if isinstance(error, PermissionError) else "the run is damaged"
         raise RunFormatError(
-            f"cannot read {error.filename or path}: {error.strerror or error}; the run is damaged"
+            f"cannot read {error.filename or path}: {error.strerror or error}; {why}"
         ) from None
     lost = False
     for line in reversed(lines):

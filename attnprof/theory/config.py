@@ -35,7 +35,7 @@ def read_config(path: str | Path) -> Architecture:
         file /= "config.json"
     try:
         config = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"cannot read {file}: not JSON ({error}); expected a model's config"
         ) from None
@@ -56,12 +56,12 @@ def parse_config(config: Mapping[str, Any], *, name: str, source: str = "") -> A
     Raises:
         ValueError: See `read_config`.
     """
-    keys = _Keys({**config, **(config.get("text_config") or {})}, source or name)
+    keys = _Keys(config, source or name)
     keys.refuse_what_has_no_form()
     width = keys.number("hidden_size", "n_embd", "d_model")
     heads = keys.number("num_attention_heads", "n_head", "n_heads", "num_heads")
     layers = keys.number("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-    context = keys.find("max_position_embeddings", "n_positions", "n_ctx", "model_max_length")
+    context = keys.find_size("max_position_embeddings", "n_positions", "n_ctx", "model_max_length")
     gated = keys.is_ffn_gated()
     windowed_layers = keys.count_windowed(layers)
     return Architecture(
@@ -70,7 +70,7 @@ def parse_config(config: Mapping[str, Any], *, name: str, source: str = "") -> A
         width=width,
         heads=heads,
         kv_heads=keys.count_kv_heads(heads),
-        head_dim=keys.find("head_dim") or width // heads,
+        head_dim=keys.find_size("head_dim") or width // heads,
         ffn_width=keys.find_ffn_width(width),
         vocabulary=keys.number("vocab_size"),
         context_len=context,
@@ -91,9 +91,13 @@ class _Keys:
     """The keys of one config, and what had to be assumed on reading them."""
 
     def __init__(self, config: Mapping[str, Any], source: str) -> None:
-        self.config = config
         self.source = source
         self.assumptions: list[str] = []
+        self.config = config
+        own = self.get("text_config", {})
+        if not isinstance(own, Mapping):
+            raise self.error(f"text_config is {own!r}; expected an object with a model's sizes")
+        self.config = {**config, **own}
 
     def get(self, key: str, default: object = None) -> Any:
         found = self.config.get(key)
@@ -109,11 +113,26 @@ class _Keys:
                 raise self.error(f"{name} is {found!r}; expected one whole number for all layers")
         return None
 
-    def number(self, *names: str) -> int:
+    def find_size(self, *names: str) -> int | None:
+        """Return the first of some keys that has a number above 0."""
         found = self.find(*names)
+        if found is not None and found < 1:
+            name = next(name for name in names if self.get(name) is not None)
+            raise self.error(f"{name} is {found}; expected a number above 0")
+        return found
+
+    def number(self, *names: str) -> int:
+        found = self.find_size(*names)
         if found is None:
             raise self.error(f"it has no {' or '.join(names)}")
         return found
+
+    def list_words(self, key: str) -> tuple[str, ...]:
+        """Return the words that a key lists, one per layer; none if it is not there."""
+        found = self.get(key, ())
+        if not isinstance(found, list | tuple) or not all(isinstance(w, str) for w in found):
+            raise self.error(f"{key} is {found!r}; expected a list of words")
+        return tuple(found)
 
     def error(self, problem: str) -> ValueError:
         return ValueError(
@@ -131,17 +150,17 @@ class _Keys:
         value_dim = self.find("v_head_dim")
         if value_dim not in (None, self.find("head_dim")) and self.find("kv_lora_rank") is None:
             raise self.error(f"its values differ in width from its keys (v_head_dim={value_dim})")
-        kinds = set(self.get("layer_types", ())) | set(self.get("layers_block_type", ()))
+        kinds = {*self.list_words("layer_types"), *self.list_words("layers_block_type")}
         if unknown := sorted(kinds - set(_LAYER_KINDS)):
             raise self.error(f"it has layers of kind {', '.join(unknown)}")
 
     def count_kv_heads(self, heads: int) -> int:
         if self.get("multi_query") and not self.get("new_decoder_architecture"):
             return 1
-        return self.find("num_key_value_heads", "num_kv_heads", "n_head_kv") or heads
+        return self.find_size("num_key_value_heads", "num_kv_heads", "n_head_kv") or heads
 
     def find_ffn_width(self, width: int) -> int:
-        found = self.find("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+        found = self.find_size("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
         if found is None:
             self.assumptions.append("the FFN is 4 times as wide as the model: no key gives a width")
         return found or 4 * width
@@ -177,10 +196,9 @@ class _Keys:
         """Return how many layers see a sliding window only."""
         if self.get("use_sliding_window") is False or self.find("sliding_window") is None:
             return 0
-        kinds = self.get("layer_types")
-        if kinds is not None:
+        if kinds := self.list_words("layer_types"):
             return sum(kind in _WINDOWED for kind in kinds)
-        pattern = self.find("sliding_window_pattern", "_sliding_window_pattern")
+        pattern = self.find_size("sliding_window_pattern", "_sliding_window_pattern")
         if pattern is not None:  # every so many layers, one sees everything
             return layers - layers // pattern
         if self.get("use_sliding_window"):
@@ -216,8 +234,7 @@ class _Keys:
 
     def _count_dense(self, layers: int) -> int:
         """Return how many layers have an ordinary FFN among those with experts."""
-        kinds = self.get("mlp_layer_types")
-        if kinds is not None:
+        if kinds := self.list_words("mlp_layer_types"):
             return sum(kind == "dense" for kind in kinds)
         sparse_step = self.find("decoder_sparse_step") or 1
         dense = set(self.get("mlp_only_layers", ()))

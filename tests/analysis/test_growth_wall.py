@@ -189,6 +189,17 @@ def test_full_device_gives_back_what_it_only_caches() -> None:
     assert count_needed_bytes(frame, large - 1) == wanted  # it cannot do with less
 
 
+def test_more_than_any_device_has_can_be_needed() -> None:
+    """Scores of three million tokens take a pebibyte, and the answer is that they do not fit."""
+    large = 2**60
+    frame = pl.DataFrame(
+        [("cuda:0", 0, 1, large)],
+        schema=["device", "start", "end", "size_bytes"],
+        orient="row",
+    )
+    assert count_needed_bytes(frame, 80 * 10**9) == large
+
+
 def test_table_of_positions_ends_the_search() -> None:
     tried = []
 

@@ -107,8 +107,8 @@ def test_what_is_of_the_wrong_type_is_refused(
     [
         ((), {}, "no scenario was given; expected one or more of: no_attention_dropout, fused"),
         (("flash",), {}, "unknown scenario 'flash'; expected one or more of: no_attention_dro"),
-        (("batch",), {}, "batch needs a number: give batch"),
-        (("gqa",), {}, "gqa needs a number: give kv_heads"),
+        (("batch",), {}, "batch needs a number: give batch (in a shell, --batch)"),
+        (("gqa",), {}, "gqa needs a number: give kv_heads (in a shell, --heads)"),
         ((), {"batch": 0.0}, "batch must be a number above 0, got 0.0"),
         ((), {"batch": float("nan")}, "batch must be a number above 0, got nan"),
         ((), {"seq_len": -4}, "seq_len must be a number above 0, got -4"),

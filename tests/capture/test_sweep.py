@@ -329,6 +329,11 @@ def test_isolated_lengths_end_alone() -> None:
     assert growth.fit("softmax").coefficients["forward"] == pytest.approx((0, 0, 4))
 
 
+def test_target_without_a_dry_run_is_refused() -> None:
+    with pytest.raises(ValueError, match="only a dry run answers for another device"):
+        sweep(make_step, LENGTHS, target="H200")
+
+
 @pytest.mark.parametrize("make", [lambda n, device: None, CountedCalls(lambda n, device: None)])
 def test_isolation_needs_a_function_that_can_be_imported(make: Any) -> None:
     with pytest.raises(

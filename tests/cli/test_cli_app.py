@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from cli_calls import ROOT, call, make_environment
 
+import attnprof
 from attnprof.cli import main
 
 VERBS = (
@@ -118,3 +119,32 @@ def test_doctor_asks_for_the_torch_that_the_package_asks_for() -> None:
 
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert "torch>=" + ".".join(map(str, OLDEST_TORCH)) in wanted
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&-", "2>&-", ">&- 2>&- <&-"])
+def test_streams_that_the_shell_closed_change_no_exit_code(tmp_path: Path, closed: str) -> None:
+    (tmp_path / "program.py").write_text("import torch\ntorch.ones(3)\nprint('x')\nexit(5)\n")
+    for command, code in (("doctor", 0), ("run --out made program.py", 5), ("report made", 0)):
+        ended = subprocess.run(
+            f"{sys.executable} -m attnprof {command} {closed}",
+            shell=True,
+            cwd=tmp_path,
+            env=make_environment(),
+            timeout=300,
+            check=False,
+        )
+        assert ended.returncode == code, command
+    assert attnprof.load(tmp_path / "made").peak().total_bytes == 12
+
+
+def test_help_is_shown_where_some_signs_cannot(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "attnprof", "--help"],
+        cwd=tmp_path,
+        env=make_environment() | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0
+    assert b"Usage" in ended.stdout

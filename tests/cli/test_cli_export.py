@@ -72,7 +72,7 @@ def test_runs_own_files_are_not_replaced(
 ) -> None:
     own = recorded / "run" / "run.json"
     assert main(["export", str(recorded / "run"), "--to", "csv", "--out", str(own)]) == 2
-    assert "it is a part of the run" in capsys.readouterr().err
+    assert "that is inside of the run" in capsys.readouterr().err
 
 
 def test_directory_without_a_run_is_refused(

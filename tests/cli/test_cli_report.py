@@ -103,7 +103,7 @@ def test_report_html_does_not_replace_the_run_itself(
     before = target.read_text()
     code, _, err = run_main(capsys, "report", recorded / "run", "--html", target)
     assert code == 2
-    assert "it is a part of the run; give another file" in err
+    assert "that is inside of the run; give another file" in err
     assert target.read_text() == before
 
 

@@ -203,6 +203,7 @@ def test_compare_names_tests_that_only_one_side_has(
         (["--attnprof-save", "broken"], "--attnprof-save: cannot read the baseline *broken.json"),
         (["--attnprof-compare", "broken"], "cannot read *; restore it, or delete it and make it "),
         (["--attnprof-compare", "newer"], "--attnprof-compare: *newer.json*"),
+        (["--attnprof-save", "/dev/zero"], "the baseline /dev/zero is no file; give the name of"),
         (["--attnprof-json", ""], "--attnprof-json needs a file"),
         (["--attnprof-html", " "], "--attnprof-html needs a directory"),
         (["--attnprof-html", "a.json/b"], "--attnprof-html: cannot make the directory *a.json/b: "),
@@ -231,6 +232,21 @@ def test_file_that_cannot_be_written_fails_the_session(pytester: pytest.Pytester
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines(["cannot write *file.txt/out.json: File exists"])
+
+
+def test_what_is_no_plain_file_is_written_through(pytester: pytest.Pytester, run: Run) -> None:
+    """A link stays one, and a pipe stays a pipe."""
+    pytester.makepyfile(PROGRAM)
+    target, link = pytester.path / "target.json", pytester.path / "link.json"
+    target.write_text("")
+    link.symlink_to(target)
+    run("-q", "--attnprof-json", "link.json").assert_outcomes(passed=3)
+    assert link.is_symlink()
+    assert len(Baseline.read(target).tests) == 2
+    result = run("-q", "--attnprof-json", "/dev/full")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["cannot write /dev/full: No space left on device*"])
+    assert Path("/dev/full").is_char_device()
 
 
 @given(BASELINES)

@@ -250,6 +250,12 @@ def test_heads_of_falcon_and_starcoder_share_one_key() -> None:
         ({"lru_width": 64}, r"some of its layers are no attention \(lru_width\)"),
         ({"head_dim": 12, "v_head_dim": 8}, r"its values differ in width from its keys \(v_head"),
         ({"per_layer_config": {"3": {}}}, "its layers differ in shape"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0; expected a number above 0"),
+        ({"intermediate_size": -64}, "intermediate_size is -64; expected a number above 0"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings is 0; expected a number above"),
+        ({"layer_types": 0}, "layer_types is 0; expected a list of words"),
+        ({"layer_types": [4, 4]}, r"layer_types is \[4, 4\]; expected a list of words"),
+        ({"text_config": -1}, "text_config is -1; expected an object"),
     ],
 )
 def test_what_has_no_closed_form_is_refused(keys: dict[str, Any], problem: str) -> None:
@@ -267,7 +273,9 @@ def test_a_directory_with_a_config_is_enough(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"), [("not json", "not JSON"), ("[1]", "expected an object")]
+    ("text", "problem"),
+    [("not json", "not JSON"), ("[1]", "expected an object"), (100_000 * "[", "not JSON")],
+    ids=["text", "list", "nest"],
 )
 def test_files_that_are_no_config_are_refused(text: str, problem: str, tmp_path: Path) -> None:
     file = tmp_path / "config.json"

@@ -17,7 +17,8 @@ from attnprof.analysis.allocator.settings import (
     AllocatorSettings,
 )
 
-_UNLIMITED_BYTES = 2**50
+_UNLIMITED_BYTES = 2**63 - 1
+"""More than any run has: sums of bytes are refused above."""
 _FIRST_INTERVAL = 20
 """log2 of the size at which the first interval of ``roundup_power2_divisions`` begins: 1 MiB."""
 

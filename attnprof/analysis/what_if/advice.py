@@ -214,7 +214,10 @@ def _choose(names: set[str], options: Options) -> list[Scenario]:
     decided: dict[str, str] = {}
     for scenario in chosen:
         if scenario.needs and getattr(options, scenario.needs) is None:
-            raise ValueError(f"{scenario.name} needs a number: give {scenario.needs}")
+            option = scenario.needs.replace("kv_heads", "heads").replace("_", "-")
+            raise ValueError(
+                f"{scenario.name} needs a number: give {scenario.needs} (in a shell, --{option})"
+            )
         if scenario.choice in decided:
             raise ValueError(
                 f"{decided[scenario.choice]} and {scenario.name} both decide {scenario.choice}; "

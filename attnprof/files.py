@@ -7,13 +7,13 @@ from pathlib import Path
 from attnprof.errors import CommandError
 
 
-def replace_file(path: Path, content: str | bytes, *, keep_out_of: Path) -> None:
+def replace_file(path: Path, content: str | bytes, *, keep_out_of: Path | None = None) -> None:
     """Write ``content`` to ``path``, replacing a file that is there in one move.
 
     Args:
         path: A file, new or not; a link is followed. A pipe or a device is written to.
         content: Bytes, or text that is written as UTF-8.
-        keep_out_of: A run; its own files are not replaced.
+        keep_out_of: A run; its own files are not replaced, nor are others put into it.
 
     Raises:
         CommandError: The path is a directory, one of the run's files, or cannot be written.
@@ -22,8 +22,9 @@ def replace_file(path: Path, content: str | bytes, *, keep_out_of: Path) -> None
     target = path.resolve()
     if target.is_dir():
         raise CommandError(f"cannot write {path}: it is a directory; give the name of a file, too")
-    if target.exists() and target.is_relative_to(keep_out_of.resolve()) and not _is_page(target):
-        raise CommandError(f"cannot write {path}: it is a part of the run; give another file")
+    is_inside = keep_out_of is not None and target.is_relative_to(keep_out_of.resolve())
+    if is_inside and not _is_page(target):
+        raise CommandError(f"cannot write {path}: that is inside of the run; give another file")
     try:
         if target.exists() and not target.is_file():
             target.write_bytes(data)
