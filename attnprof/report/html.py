@@ -22,6 +22,7 @@ from attnprof.report.html_parts import (
     show_layer,
 )
 from attnprof.report.html_timeline import describe_drawing, draw_summary, make_timeline
+from attnprof.report.notes import head_status
 from attnprof.report.summary import Holder, LayerGroup, Summary
 from attnprof.report.text import (
     describe_run,
@@ -33,7 +34,6 @@ from attnprof.report.text import (
 from attnprof.report.verdict import format_share
 from attnprof.report.words import explain, format_seconds
 from attnprof.units import format_bytes
-from attnprof.vocabulary import Status
 
 _MAX_ROWS = 15
 """Of the table of who holds the peak; the JSON report has all."""
@@ -42,7 +42,7 @@ _MAX_ROWS = 15
 def render_html(summary: Summary) -> str:
     """Return the page. Whatever came from the run is escaped."""
     drawing = draw_summary(summary)
-    status = summary.run.status
+    status, is_good = head_status(summary.run)
     sections = [
         _section_tiles(summary) if summary.peak.total_bytes else "",
         _section_categories(summary),
@@ -59,8 +59,8 @@ def render_html(summary: Summary) -> str:
     version = find_environment(summary).get("attnprof") or ""
     return fill_page(
         name=name,
-        status=str(status),
-        is_good=status is Status.COMPLETED,
+        status=status,
+        is_good=is_good,
         meta=" · ".join(describe_run(summary)),
         verdict=summary.verdict,
         sections=sections,

@@ -25,6 +25,13 @@ class Note:
     """The reader should know this before believing the numbers."""
 
 
+def head_status(run: Run) -> tuple[str, bool]:
+    """Return in a word or two how a run ended, and whether that is all there is to know."""
+    if run.has_lost_commits:
+        return f"{run.status}, files incomplete", False
+    return str(run.status), run.status is Status.COMPLETED
+
+
 def collect_notes(run: Run, peak: Peak) -> list[Note]:
     """Return the remarks on a report; with a peak, always what is unattributed and inferred."""
     notes = [_note_status(run)]

@@ -13,7 +13,7 @@ from attnprof.palette import colour_of
 from attnprof.report.advice_text import render_advice
 from attnprof.report.allocator_text import render_failure, render_state
 from attnprof.report.cache_text import render_cache
-from attnprof.report.notes import Note
+from attnprof.report.notes import Note, head_status
 from attnprof.report.summary import Holder, LayerGroup, Summary
 from attnprof.report.tables import Bar, Column, FittedTable, show_name
 from attnprof.report.verdict import format_share
@@ -58,9 +58,9 @@ def heading(title: str) -> Text:
 
 
 def _render_header(summary: Summary) -> Text:
-    style = "green" if summary.run.status == "completed" else "bold red"
+    status, is_good = head_status(summary.run)
     header = Text.assemble(("attnprof", "bold"), "  ", show_name(str(summary.run.path)), "\n")
-    header.append(str(summary.run.status), style=style)
+    header.append(status, style="green" if is_good else "bold red")
     return header.append(" · " + " · ".join(describe_run(summary)))
 
 

@@ -87,6 +87,8 @@ def test_answers_say_that_files_of_a_run_are_missing(
     table.write_bytes(table.read_bytes()[:-100])
     main(command.split())
     assert "the newest part of half is missing from its files" in capsys.readouterr().err
+    main(["report", "half"])
+    assert "completed, files incomplete" in capsys.readouterr().out
 
 
 def test_compare_needs_runs(tmp_path: Path) -> None:

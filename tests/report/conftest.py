@@ -82,7 +82,11 @@ def summary() -> Summary:
         "environment": {"torch": "2.13.0", "python": "3.11.7", "gpus": ["NVIDIA H200"]},
     }
     run: Any = SimpleNamespace(
-        path=Path("runs/gpt2"), status=Status.FAILED, info=info, is_imported=False
+        path=Path("runs/gpt2"),
+        status=Status.FAILED,
+        info=info,
+        is_imported=False,
+        has_lost_commits=False,
     )
     return Summary(
         run=run,
