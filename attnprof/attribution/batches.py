@@ -37,7 +37,12 @@ class Sequences:
         self._data: dict[int, _Data] = {}
         """By output row, what it was made of."""
         self._first_read = _find_first_reads(facts)
-        found = [(call, self._find_data(call.keys_row)) for call in calls if call.keys_row >= 0]
+        self._data_of: dict[tuple[object, ...], _Data] = {}
+        """By what `_name` says of a call: a layer's data is the same in every step."""
+        named = {_name(call): call for call in reversed(calls) if call.keys_row >= 0}
+        for name, call in named.items():
+            self._data_of[name] = self._find_data(call.keys_row)
+        found = [(call, self._data_of[name]) for name, call in named.items()]
         self._tokens_first = {data for call, data in found if _is_tokens_first(facts, call, data)}
         self._mixed = {data for call, data in found if data.samples and call.batch % data.sequences}
         """Where other layers attend across what was put into the batch, as over the frames of a
@@ -45,7 +50,7 @@ class Sequences:
 
     def count(self, call: AttentionCall) -> int:
         """Return how many sequences the keys of a call are from; 0 if unknown."""
-        data = self._find_data(call.keys_row)
+        data = self._data_of[_name(call)]
         if data in self._mixed:
             return data.samples
         return data.shape[1] if data in self._tokens_first else data.sequences
@@ -118,6 +123,10 @@ class Sequences:
             return _Data(used.shape, used.shape[0], given.shape[0] if is_merged else 0)
         repeats = used.numel // given.numel  # two views of a batch are put together
         return _Data(given.shape, given.shape[0] * max(1, repeats))
+
+
+def _name(call: AttentionCall) -> tuple[object, ...]:
+    return call.layer, call.batch, call.q_len, call.k_len, call.head_dim
 
 
 def _find_first_reads(facts: Facts) -> Ints:
