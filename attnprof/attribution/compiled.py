@@ -6,17 +6,22 @@ and whose they are is known; in backward they write parameters' gradients. An op
 parameter works for the innermost module that contains its neighbours: the product of scores,
 between the projections of Q, K and V and that of the output, for their attention layer.
 
+Weights that fused code casts first (autocast) are read by no visible op. What products multiply by
+is lined up with the parameters by size and order, as far as that leaves no choice. Backward
+multiplies by the same casts, and beside it makes the weights' gradients.
+
 Known limitations:
     The order of kernels is the compiler's. Where it moves one far from its place, its module is
     wrong; nothing that is concluded here is called exact.
-    Weights that fused code casts first (autocast) are read by no visible op.
 """
 
 import numpy as np
 
-from attnprof.attribution.facts import Facts, Ints
+from attnprof.attribution.alignment import align
+from attnprof.attribution.facts import ITEM_BYTES, Facts, Ints
 from attnprof.attribution.gradients import find_gradient_storages
 from attnprof.attribution.paths import common_path
+from attnprof.attribution.products import CONVOLUTIONS, factors, is_product
 from attnprof.vocabulary import Role
 
 
@@ -27,10 +32,15 @@ def locate_ops(facts: Facts) -> Ints:
         return own
     result = own.copy()
     parameters, gradients = _find_owners(facts)
+    casts: dict[int, int] = {}
     numbers = {path: number for number, path in enumerate(facts.module_paths[:-1])}
     for ops in _list_regions(facts):
         root = facts.module_paths[own[_first_forward(facts, int(ops[0]))]]
-        modules = _read_modules(facts, ops.tolist(), parameters, gradients)
+        modules = _read_modules(facts, ops.tolist(), parameters | casts, gradients)
+        if facts.is_backward[ops[0]]:
+            _find_weight_gradients(facts, ops.tolist(), modules, casts)
+        else:
+            _find_casts(facts, ops.tolist(), modules, parameters, casts)
         located = [_take_inside(facts, module, root) for module in modules]
         for op, path in zip(ops.tolist(), _fill(located, root), strict=True):
             result[op] = numbers.get(path, own[op])
@@ -92,6 +102,92 @@ def _read_modules(
         made = (gradients.get(s, -1) for s in written if last_write[s] == op)
         found.append(next((m for m in (*read, *made) if m >= 0), -1))
     return found
+
+
+def _find_casts(
+    facts: Facts,
+    ops: list[int],
+    modules: list[int],
+    parameters: dict[int, int],
+    casts: dict[int, int],
+) -> None:
+    """Enter the modules of products by cast weights into ``modules``, and of the casts.
+
+    Args:
+        facts: The run's tables.
+        ops: Those of a compiled forward, in order.
+        modules: Per op its module, or -1.
+        parameters: The modules of parameters, in the order in which models list them.
+        casts: Gets the modules of storages that hold a cast.
+    """
+    products = [
+        (position, factors(facts, op)[1])
+        for position, op in enumerate(ops)
+        if modules[position] < 0 and _multiplies_a_matrix(facts, op)
+    ]
+    read = {int(facts.storage[row]) for op in ops for row in facts.rows_in(op)}
+    weights = [storage for storage in parameters if storage not in read]
+    sizes = _count_elements(facts, weights)
+    numels = tuple(facts.signature_of(row).numel for _, row in products)
+    for (position, row), at in zip(products, align(numels, tuple(sizes)), strict=True):
+        if at >= 0:
+            modules[position] = parameters[weights[at]]
+            casts[int(facts.storage[row])] = modules[position]
+
+
+def _find_weight_gradients(
+    facts: Facts, ops: list[int], modules: list[int], casts: dict[int, int]
+) -> None:
+    """Enter into ``modules`` the modules of products that make the gradients of cast weights.
+
+    Beside each stands the product by the weight itself: with the same gradient of the layer's
+    result as its left factor, and as many numbers on its right as the weight's gradient has.
+    """
+    known: dict[tuple[int, int], list[int]] = {}
+    open_positions = []
+    for position, op in enumerate(ops):
+        if not _multiplies_a_matrix(facts, op):
+            continue
+        left, right = factors(facts, op)
+        if int(facts.storage[right]) in casts:
+            key = int(facts.storage[left]), facts.signature_of(right).numel
+            known.setdefault(key, []).append(position)
+        elif modules[position] < 0:
+            numel = facts.signature_of(facts.rows_out(op)[0]).numel
+            open_positions.append((position, (int(facts.storage[left]), numel)))
+    # Memory is used again: the nearest two have the same gradient on their left.
+    near = sorted(
+        (abs(other - position), position, other)
+        for position, key in open_positions
+        for other in known.get(key, ())
+    )
+    taken: set[int] = set()
+    for _, position, other in near:
+        if other not in taken and modules[position] < 0:
+            modules[position] = modules[other]
+            taken.add(other)
+
+
+def _multiplies_a_matrix(facts: Facts, op: int) -> bool:
+    """Return whether an op multiplies rows by a matrix, as a linear layer does."""
+    name = facts.short_names[facts.code[op]]
+    if not is_product(facts, op) or name in CONVOLUTIONS:
+        return False
+    rows, right = facts.rows_in(op), factors(facts, op)[1]
+    return right in rows and len(facts.signature_of(right).shape) == 2
+
+
+def _count_elements(facts: Facts, parameters: list[int]) -> list[int]:
+    """Return how many numbers are in parameters: what autocast casts is float32."""
+    is_size = np.isin(facts.events["storage"], parameters)
+    sizes = dict(
+        zip(
+            facts.events["storage"][is_size].tolist(),
+            facts.events["size_bytes"][is_size].tolist(),
+            strict=True,
+        )
+    )
+    return [sizes.get(storage, 0) // ITEM_BYTES["float32"] for storage in parameters]
 
 
 def _take_inside(facts: Facts, module: int, root: str) -> str | None:

@@ -112,3 +112,38 @@ def test_saved_activations_belong_to_forward(runs: tuple[Run, Run]) -> None:
     saved = frame.filter("saved")
     assert set(saved["phase"].cast(pl.String)) == {"forward"}
     assert saved.filter(pl.col("layer").cast(pl.String).str.starts_with("0.")).height
+
+
+def test_layers_whose_weights_are_cast_inside_kernels_are_told_apart() -> None:
+    model = nn.Sequential(Block(is_fused=True), Block(is_fused=True))
+    compiled, x = torch.compile(model), torch.randn(B, T, WIDTH)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = compiled(x).float().square().mean()
+        loss.backward()
+
+    step()
+    with attnprof.trace(samples_per_second=0) as tracer:
+        step()
+    run = tracer.run
+    assert run.layers().select("layer", "kind").rows() == [
+        ("0.attention", "fused"),
+        ("1.attention", "fused"),
+    ]
+    facts = run.attribution.facts
+    forward = [
+        facts.module_paths[facts.op_module[op]]
+        for op in range(facts.count)
+        if facts.is_compiled[op] and not facts.is_backward[op]
+    ]
+    names = (
+        "attention.q",
+        "attention.k",
+        "attention.v",
+        "attention",
+        "attention.out",
+        "up",
+        "down",
+    )
+    assert forward == [f"{block}.{name}" for block in (0, 1) for name in names]

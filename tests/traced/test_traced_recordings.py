@@ -5,9 +5,7 @@ Recorded on stand-ins for CUDA's libraries, not on a GPU: ``record.py`` says how
 
 import json
 import shutil
-import zipfile
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,38 +15,31 @@ import pytest
 
 import attnprof
 from attnprof.attribution.attribute import attribute
-from attnprof.pytest_plugin.verdicts import find_doubts
 from attnprof.report.html import render_html
 from attnprof.report.json import render_json
-from attnprof.report.notes import Note
 from attnprof.report.summary import summarise
 from attnprof.run import Run
 from attnprof.store import open_run
 from attnprof.vocabulary import Status
 from tests.traced.programs import COMPILED
+from tests.traced.recordings import (
+    BATCH,
+    HEADS,
+    LAYERS,
+    LENGTH,
+    MIB,
+    RECORDED,
+    SCORES,
+    WIDTH,
+    Load,
+    notes_of,
+    rounded,
+)
 
-RECORDED = Path(__file__).with_name("recorded")
 CASES = sorted(path.stem for path in RECORDED.glob("*.zip"))
 FAILED = ["out_of_memory", "late_out_of_memory"]
 COMPLETED = [case for case in CASES if case not in FAILED]
 GPU = "cuda:0"
-MIB = 2**20
-VOCABULARY, WIDTH, LAYERS, HEADS, BATCH, LENGTH = 300, 96, 2, 4, 3, 80
-SCORES = 4 * BATCH * HEADS * LENGTH * LENGTH
-
-Load = Callable[[str], Run]
-
-
-@pytest.fixture(scope="session")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
-    @cache
-    def load_case(case: str) -> Run:
-        folder = tmp_path_factory.mktemp(case)
-        with zipfile.ZipFile(RECORDED / f"{case}.zip") as archive:
-            archive.extractall(folder)
-        return attnprof.load(folder)
-
-    return load_case
 
 
 def on_gpu(run: Run) -> pl.DataFrame:
@@ -57,10 +48,6 @@ def on_gpu(run: Run) -> pl.DataFrame:
 
 def sum_of(frame: pl.DataFrame, category: str) -> int:
     return int(frame.filter(pl.col("category").cast(pl.String) == category)["size_bytes"].sum())
-
-
-def rounded(size_bytes: int) -> int:
-    return -(-size_bytes // 512) * 512
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -334,10 +321,6 @@ def change_counters(
     return attnprof.load(target)
 
 
-def notes_of(run: Run, subject: str) -> list[Note]:
-    return [note for note in summarise(run).notes if note.subject == subject]
-
-
 def test_what_does_not_add_up_is_a_warning(load: Load, tmp_path: Path) -> None:
     def change(begin: dict[str, int], end: dict[str, int]) -> None:
         end["allocated_bytes_peak"] += 512
@@ -374,45 +357,9 @@ def test_pinned_memory_is_said(load: Load, tmp_path: Path) -> None:
     assert note.text.startswith("at most 4.0 MiB of the host's memory were pinned, and 1.0 MiB of")
 
 
-@pytest.mark.parametrize("case", ["compiled", "graphs"])
-def test_softmax_inside_kernels_that_triton_compiled_is_found(load: Load, case: str) -> None:
-    layers = load(case).layers()
-    assert layers["layer"].cast(pl.String).unique().sort().to_list() == [
-        f"transformer.h.{i}.attn" for i in range(LAYERS)
-    ]
-    assert layers["softmax_bytes"].to_list() == [SCORES] * len(layers)
-
-
-def test_memory_from_before_is_not_what_the_first_compiled_op_takes(load: Load) -> None:
-    categories = load("compiled_gqa").peak().by_category()
-    cublas = 2 * 4096 * 1024 + 8 * 16 * 1024
-    assert categories["preexisting"] == 2 * cublas
-    assert "workspace" not in categories
-
-
-def test_replayed_graphs_are_said_to_hide_what_they_need(load: Load) -> None:
-    run = load("replayed_graphs")
-    assert run.layers().is_empty()
-    (note,) = notes_of(run, "pools")
-    assert note.is_warning
-    assert "A CUDA graph that is replayed takes no blocks" in note.text
-    (doubt,) = [doubt for doubt in find_doubts(run) if "private pools" in doubt]
-    assert doubt.startswith("private pools held 26.0 MiB of cuda:0")
-    assert not [doubt for doubt in find_doubts(load("compiled")) if "private pools" in doubt]
-    # Where they are recorded inside the trace, it is there.
-    recorded = load("graphs").peak().by_category()
-    assert recorded["softmax"] == LAYERS * rounded(SCORES)
-
-
 def test_steps_left_out_are_counted_in_the_page(load: Load) -> None:
     page = render_html(summarise(load("long_loop")))
     assert page.count("2 more<") == page.count("1 more<") == 1
-
-
-def test_private_pools_are_said_and_counted(load: Load) -> None:
-    (note,) = notes_of(load("private_pool"), "pools")
-    assert note.text.startswith("22.0 MiB of what was reserved at the end belong to private pools")
-    assert notes_of(load("gpt2"), "pools") == []
 
 
 def test_kernels_are_named_with_what_spoke_against_the_others(load: Load) -> None:
