@@ -1,6 +1,7 @@
 """Gather what reports say about growth from a `Growth` and the run of its longest length."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import polars as pl
@@ -187,7 +188,11 @@ def _predict(growth: Growth, first: int, walls: Sequence[Capacity]) -> list[tupl
     last = max(_BEYOND * first, farthest)
     ratio = last / first
     lengths = [round(first * ratio ** (i / _PREDICTIONS)) for i in range(_PREDICTIONS + 1)]
-    return [(n, growth.predict(n)) for n in dict.fromkeys(lengths)]
+    found = []
+    with suppress(ValueError):  # there are lengths whose bytes cannot be counted
+        for n in dict.fromkeys(lengths):
+            found.append((n, growth.predict(n)))
+    return found
 
 
 def _apply_theory(run: Run, seq_lens: Sequence[int]) -> list[tuple[int, int]]:

@@ -16,6 +16,7 @@ from attnprof.report.growth_html import render_growth_html
 from attnprof.report.growth_json import render_growth_json
 from attnprof.report.growth_summary import GrowthSummary, find_shared_lengths
 from attnprof.run import Run
+from attnprof.units import require_countable
 
 BATCH, WIDTH, LAYERS, ITEM_BYTES = 2, 32, 2, 4
 LENGTHS = (32, 64, 128)
@@ -99,6 +100,20 @@ def test_summary_predicts_from_the_longest_length_to_beyond_the_wall(
     assert lengths[-1] >= wall.next_seq_len
     assert lengths == sorted(set(lengths))
     assert summary.predicted[0][1] == summary.largest_bytes
+
+
+def test_predictions_end_where_bytes_cannot_be_counted(
+    growth: Growth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = summarise_growth(growth).predicted
+    predict = growth.predict
+
+    def predict_so_far(seq_len: int) -> int:
+        require_countable(2.0**63 if seq_len > whole[2][0] else 0, "the blocks", "a shorter length")
+        return predict(seq_len)
+
+    monkeypatch.setattr(growth, "predict", predict_so_far)
+    assert summarise_growth(growth).predicted == whole[:3]
 
 
 def test_summary_of_a_category_that_is_not_there_has_its_law(growth: Growth) -> None:
