@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -33,9 +34,13 @@ def record_isolated(
     receiver, sender = context.Pipe(duplex=False)
     arguments = (sender, make_step, seq_len, device, directory, steps)
     process = context.Process(target=_record, args=arguments, name=f"attnprof-{seq_len}")
+    # A process that is interrupted while it starts shows how far it got in importing things.
+    resource_tracker.ensure_running()  # when it starts, it lets interrupts through
+    held_back = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     process.start()
-    sender.close()  # the child has its own; this one would keep the pipe open if the child dies
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held_back)
+        sender.close()  # the child's own is open; this one would keep the pipe open if it dies
         with receiver, suppress(EOFError):
             status, reason = json.loads(receiver.recv_bytes())
             process.join(_ENDING_SECONDS)
@@ -86,6 +91,7 @@ def _record(
     _end_with_parent()
     status, reason = Status.COMPLETED, ""
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         record_workload(make_step, seq_len, device=device, directory=directory, steps=steps)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)  # the parent has been interrupted too

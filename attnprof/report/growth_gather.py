@@ -1,6 +1,6 @@
 """Gather what reports say about growth from a `Growth` and the run of its longest length."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -182,17 +182,15 @@ def _find_layer_laws(growth: Growth, longest: Point) -> list[LayerLaw]:
     ]
 
 
-def _predict(growth: Growth, first: int, walls: Sequence[Capacity]) -> list[tuple[int, int]]:
-    """Return predicted peaks from a length on, evenly spaced for a logarithmic axis."""
+def _predict(growth: Growth, first: int, walls: Sequence[Capacity]) -> Iterator[tuple[int, int]]:
+    """Yield predicted peaks from a length on, evenly spaced for a logarithmic axis."""
     farthest = max((c.wall.next_seq_len for c in walls if c.wall is not None), default=0)
     last = max(_BEYOND * first, farthest)
     ratio = last / first
     lengths = [round(first * ratio ** (i / _PREDICTIONS)) for i in range(_PREDICTIONS + 1)]
-    found = []
     with suppress(ValueError):  # there are lengths whose bytes cannot be counted
         for n in dict.fromkeys(lengths):
-            found.append((n, growth.predict(n)))
-    return found
+            yield n, growth.predict(n)
 
 
 def _apply_theory(run: Run, seq_lens: Sequence[int]) -> list[tuple[int, int]]:

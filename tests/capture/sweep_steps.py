@@ -106,3 +106,9 @@ def make_doomed(n: int, device: str) -> Callable[[], None]:
         ENDINGS.get(n, lambda: None)()
 
     return end
+
+
+def make_interruptible(seq_len: int, device: str) -> Callable[[], object]:
+    """Fail where an interrupt would be held back: only the start of a process is spared one."""
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    return lambda: torch.ones(seq_len, device=device)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -327,6 +328,12 @@ def test_isolated_lengths_end_alone() -> None:
     assert ended[48] == ("failed", "IndexError: list index out of range")
     assert growth.find_wall().next_seq_len == 24
     assert growth.fit("softmax").coefficients["forward"] == pytest.approx((0, 0, 4))
+
+
+def test_isolated_workload_can_be_interrupted() -> None:
+    growth = sweep(sweep_steps.make_interruptible, [16, 32], isolate=True)
+    assert [length.status for length in growth.lengths] == ["completed"] * 2
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_target_without_a_dry_run_is_refused() -> None:
