@@ -96,7 +96,8 @@ def read_growth(path: Path) -> StoredGrowth:
         content = json.loads((path / GROWTH_FILE).read_text(encoding="utf-8"))
         version = content["growth_version"]
     except (FileNotFoundError, NotADirectoryError):
-        what = f"it has no {GROWTH_FILE}" if path.is_dir() else "no such directory"
+        what = "it is a file" if path.exists() else "no such directory"
+        what = f"it has no {GROWTH_FILE}" if path.is_dir() else what
         raise RunFormatError(f"no growth at {path}: {what}; {_EXPECTED}") from None
     except OSError as error:
         raise RunFormatError(f"cannot read {path}: {error.strerror or error}") from None

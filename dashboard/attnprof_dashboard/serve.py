@@ -71,7 +71,8 @@ def bind(
             machine's own and no token was given.
     """
     if not root.is_dir():
-        raise CommandError(f"there is no directory {root}; give the one that holds your runs")
+        what = f"{root} is a file" if root.exists() else f"there is no directory {root}"
+        raise CommandError(f"{what}; give the directory that holds your runs")
     if host not in LOOPBACK and (token is None or len(token) < _LEAST_TOKEN):
         raise CommandError(
             f"other machines reach {host}, so it needs --token with a secret of {_LEAST_TOKEN} "

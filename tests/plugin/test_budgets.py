@@ -7,6 +7,7 @@ from plugin_models import BATCH, HEADS, Run
 
 import attnprof
 from attnprof.units import format_bytes
+from tests.versions import needs_compiled_code
 
 N = 48
 SOFTMAX = 4 * BATCH * HEADS * N * N
@@ -319,6 +320,7 @@ def test_excess_is_never_rounded_to_nothing(pytester: pytest.Pytester, run: Run)
     run("-q").stdout.fnmatch_lines(["peak was 1.0 MiB, limit 1.0 MiB: 1 B (<0.01 %) too much *"])
 
 
+@needs_compiled_code
 def test_compiled_module_is_doubted(pytester: pytest.Pytester, run: Run) -> None:
     pytester.makepyfile(
         """

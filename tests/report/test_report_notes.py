@@ -9,6 +9,7 @@ from attnprof.capture import ops
 from attnprof.report.notes import collect_notes
 from attnprof.run import Run
 from attnprof.store.writer import RunWriter
+from tests.versions import needs_compiled_code
 
 
 def note_subjects(run: Run) -> set[str]:
@@ -44,6 +45,7 @@ def fill_disk(*_args: object) -> None:
     raise OSError("disk full")
 
 
+@needs_compiled_code
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
 def test_notes_say_what_compiled_code_hides() -> None:
     model = torch.compile(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), backend="eager")
