@@ -15,8 +15,8 @@ from attnprof import Tracer
 from tests.models import make_gpt2
 
 BYTES_PER_OP = 200
-STEPS = 2200
-LIMIT = 4 * 2**20
+STEPS = 2000
+LIMIT = 3 * 2**20
 """Bytes that a loop of so many steps may add to the process."""
 
 
