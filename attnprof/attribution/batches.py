@@ -121,7 +121,7 @@ class Sequences:
         if self._facts.short_names[self._facts.code[self._facts.row_op[weighed]]] in CONVOLUTIONS:
             is_merged = used.shape[0] > given.shape[0]
             return _Data(used.shape, used.shape[0], given.shape[0] if is_merged else 0)
-        repeats = used.numel // given.numel  # two views of a batch are put together
+        repeats = used.numel // max(1, given.numel)  # two views of a batch are put together
         return _Data(given.shape, given.shape[0] * max(1, repeats))
 
 

@@ -48,6 +48,7 @@ class OptimizerWatch:
         )
         """Optimizer -> its state's id and length when a walk last found nothing new. Loading a
         checkpoint gives it another state."""
+        self._seen: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 
     def before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Mark the beginning; the global step pre-hook."""
@@ -67,15 +68,12 @@ class OptimizerWatch:
     def _identify(self, optimizer: Optimizer) -> None:
         # State is made in the first step and then updated in place; walking it again at every
         # step would cost more than the step of a small model.
+        self._seen.add(optimizer)
         states: dict[Any, Any] = optimizer.state  # by parameter; some keep more than that in it
         now = (id(states), len(states))
         if self._settled.get(optimizer) == now:
             return
         news = False
-        for group in optimizer.param_groups:
-            for number, parameter in enumerate(group["params"]):
-                # Modules have told of theirs; others are tensors that a program keeps by itself.
-                self._names.write_identity(parameter, Role.PARAMETER, str(number), -1)
         for parameter, state in states.items():
             owner = self._ledger.find(parameter) if isinstance(parameter, torch.Tensor) else -1
             for name, value in _walk("", state):
@@ -85,6 +83,16 @@ class OptimizerWatch:
                 news = news or written >= 0
         if not news:
             self._settled[optimizer] = now
+
+    def identify_late(self) -> None:
+        """Identify parameters that belong to no module, which a program keeps by itself.
+
+        At the end, when the models have said which are theirs.
+        """
+        for optimizer in list(self._seen):
+            for group in optimizer.param_groups:
+                for number, parameter in enumerate(group["params"]):
+                    self._names.write_identity(parameter, Role.PARAMETER, str(number), -1)
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -105,6 +105,7 @@ class Tracer:
         self._names: ModuleNames | None = None
         self._history: AllocatorHistory | None = None
         self._detail: DetailSwitch | None = None
+        self._optimizers: OptimizerWatch | None = None
         self._writer: RunWriter | None = None
         self._process = -1
 
@@ -206,7 +207,8 @@ class Tracer:
         if self._history is not None:
             enter(self._history.recording())
         enter(ModuleWatch(modes, names, recorder, detail).watching())
-        enter(OptimizerWatch(names, ledger, recorder, detail).watching())
+        self._optimizers = OptimizerWatch(names, ledger, recorder, detail)
+        enter(self._optimizers.watching())
         enter(_watch_resizes(ledger))
         enter(watch_backward(modes, recorder, lambda: detail.is_on))
         enter(modes.covering())
@@ -233,7 +235,9 @@ class Tracer:
             with suppress(Exception):  # of a model half-way through something
                 assert self._names is not None
                 assert self._detail is not None
+                assert self._optimizers is not None
                 self._names.identify_late()
+                self._optimizers.identify_late()
                 self._detail.finish()
             self._recorder.commit()
         finally:

@@ -54,3 +54,16 @@ def test_gradients_of_inputs_lead_to_attention() -> None:
         worse = (x + 0.1 * x.grad.sign()).detach()
         attention(worse, worse, worse)[0].square().mean().backward()
     assert tracer.run.layers()["calls"].to_list() == [2]
+
+
+def test_parameters_of_models_keep_their_layer_whatever_comes_first() -> None:
+    """A trace may begin between backward and the optimizer's step."""
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH, bias=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.randn(5, WIDTH)).square().mean().backward()
+    with attnprof.trace(samples_per_second=0) as tracer:
+        optimizer.step()
+        model(torch.randn(5, WIDTH)).square().mean().backward()
+    rows = tracer.run.attribution.facts.stored.table("identities").to_pylist()
+    (parameter,) = [row for row in rows if row["role"] == "parameter"]
+    assert (parameter["name"], parameter["module"]) == ("0.weight", 1)
