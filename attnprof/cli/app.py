@@ -108,8 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (AttnprofError, ValueError) as error:
         return fail(str(error), UNUSABLE)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return fail(f"{where}{error.strerror or error}", UNUSABLE)
+        if error.filename is None:
+            return fail(str(error.strerror or error), UNUSABLE)
+        return fail(f"cannot open {error.filename}: {error.strerror}; check the path", UNUSABLE)
     except Exception as error:
         # What typer raises for arguments it cannot use has no public name in all its versions.
         format_message = getattr(error, "format_message", None)

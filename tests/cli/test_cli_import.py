@@ -131,7 +131,7 @@ def test_directory_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = str(tmp_path / "missing.pickle")
     assert main(["import", missing, "--out", str(tmp_path / "run")]) == 2
-    assert "missing.pickle: No such file or directory" in capsys.readouterr().err
+    assert "missing.pickle: No such file or directory; check the path" in capsys.readouterr().err
 
 
 def test_occupied_directory_is_refused(snapshot: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,7 +119,7 @@ def test_theory_reads_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["gpt2", "--seq-len", "8Q"], "cannot read '8Q' as a sequence length; expected tokens"),
         (["gpt2", "--seq-len", "8K,"], "cannot read '' as a sequence length"),
         (["gpt2", "--batch", "0"], "Invalid value for '--batch'"),
-        (["no/such/config.json"], "no/such/config.json: No such file or directory"),
+        (["no/such/config.json"], "cannot open no/such/config.json: No such file or directory"),
         ([], "Missing argument 'MODEL'. (see 'attnprof theory --help')"),
     ],
 )
