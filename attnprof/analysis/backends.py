@@ -15,7 +15,7 @@ import numpy as np
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Facts, Signature
 from attnprof.attribution.pairs import Pattern
-from attnprof.attribution.products import factors
+from attnprof.attribution.products import factors, is_distance
 from attnprof.store.schema import GRAD_ENABLED
 from attnprof.theory.sdpa import Backend, Capability, SdpaCall, choose_backend
 from attnprof.vocabulary import AttentionKind, Role
@@ -51,6 +51,8 @@ def explain_backend(facts: Facts, call: AttentionCall) -> str:
     if call.pattern is Pattern.LEARNED:
         made = "projected from queries alone" if call.firsts else "that are a parameter"
         return f"written out: scores {made}, around {call.backend}"
+    if any(is_distance(facts, op) for op in call.firsts):
+        return f"written out: distances of queries and keys around {call.backend}"
     if call.backend != MATH_SOFTMAX:
         return f"written out: products around {call.backend}"
     if _is_flex(facts, call):

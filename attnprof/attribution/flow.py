@@ -27,6 +27,7 @@ from attnprof.attribution.products import (
     OVERWRITING,
     SHAPED_LIKE,
     classify,
+    is_distance,
     is_outer_product,
 )
 from attnprof.attribution.unfolded import Unfolded
@@ -139,7 +140,9 @@ class Flow:
         out = facts.rows_out(op)
         if kind >= 0 and len(rows) >= kind + 2 and len(out):
             self._visit_product(op, kind, origins, bits)
-            self._unfolded.lay_out_product(out[0], rows[kind], rows[kind + 1])
+            self._unfolded.lay_out_product(
+                out[0], rows[kind], rows[kind + 1], by_rows=is_distance(facts, op)
+            )
             return
         origin = max(origins, default=Origin.CONSTANT)
         if kind == CONVOLUTION and Origin.PARAMETER in origins:
@@ -295,10 +298,10 @@ class Flow:
         facts = self._facts
         rows = facts.rows_in(op)
         out = facts.rows_out(op)[0]
-        transposed = facts.short_names[facts.code[op]] in LINEARS
         left, right = bits[at], bits[at + 1]
-        if transposed and len(right) == 2:
-            right = (right[1], right[0])
+        is_linear = facts.short_names[facts.code[op]] in LINEARS
+        if is_distance(facts, op) or (is_linear and len(right) == 2):
+            right = (*right[:-2], *right[:-3:-1])
         # Features that a fixed matrix projects (random features) are features, not its rows.
         if origins[at + 1] is Origin.CONSTANT and left and left[-1] == FEATURE and right:
             right = (*right[:-1], FEATURE)

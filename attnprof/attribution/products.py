@@ -16,6 +16,9 @@ linear system is to multiply by an inverse."""
 LINEARS = frozenset({"linear", "_linear_pointwise", "_mkl_linear", "mkldnn_linear"})
 """Products with a transposed weight in second place."""
 
+DISTANCES = frozenset({"_cdist_forward", "_euclidean_dist"})
+"""Distances of every row of one operand to every row of the other: scores by another measure."""
+
 CONVOLUTIONS = frozenset(
     {"convolution", "_convolution", "mkldnn_convolution", "_convolution_pointwise"}
 )
@@ -48,7 +51,7 @@ def classify(name: str) -> int:
     """Return the position of a product's left factor, or a negative number for other ops."""
     if name in PRODUCTS:
         return PRODUCTS[name]
-    if name in LINEARS:
+    if name in LINEARS or name in DISTANCES:
         return 0
     if name == "embedding":
         return EMBEDDING
@@ -58,7 +61,12 @@ def classify(name: str) -> int:
 def is_product(facts: Facts, op: int) -> bool:
     """Return whether an op is a matrix product or a convolution."""
     name = facts.short_names[facts.code[op]]
-    return name in PRODUCTS or name in LINEARS or name in CONVOLUTIONS
+    return name in PRODUCTS or name in LINEARS or name in DISTANCES or name in CONVOLUTIONS
+
+
+def is_distance(facts: Facts, op: int) -> bool:
+    """Return whether an op takes the distances of all rows of two operands."""
+    return facts.short_names[facts.code[op]] in DISTANCES
 
 
 def is_index(facts: Facts, row: int) -> bool:

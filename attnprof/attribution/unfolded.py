@@ -73,13 +73,21 @@ class Unfolded:
         shape = self._facts.signature_of(row).shape
         return tuple((part,) for part in zip(shape, self._bits_of_input(row), strict=True))
 
-    def lay_out_product(self, out: int, left: int, right: int) -> None:
-        """Unfold a product: batch and rows as in the left factor, columns as in the right."""
+    def lay_out_product(self, out: int, left: int, right: int, *, by_rows: bool = False) -> None:
+        """Unfold a product: batch and rows as in the left factor, columns as in the right.
+
+        Args:
+            out: Its output row.
+            left: The input row of its left factor.
+            right: That of its right factor.
+            by_rows: Whether its columns are the right factor's rows, as of distances.
+        """
         lefts, rights = (
             self._unfold_input(row) or self._list_dimensions(row) for row in (left, right)
         )
         batch = tuple(map(_choose_clearer, lefts[:-2], rights[:-2]))
-        columns = rights[-1:] if len(rights) > 1 else ()
+        columns = rights[-2:][:1] if by_rows else rights[-1:]
+        columns = columns if len(rights) > 1 else ()
         self._lay_out(out, (*(batch or lefts[:-2]), *lefts[-2:-1], *columns))
 
 

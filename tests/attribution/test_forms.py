@@ -166,6 +166,23 @@ def test_features_gated_by_features_are_no_scores() -> None:
     assert train(mix).layers().is_empty()
 
 
+@pytest.mark.parametrize("tokens", [HEAD_DIM, TOKENS, 40])  # torch takes another op from 26 on
+def test_distances_of_queries_and_keys_are_scores(tokens: int) -> None:
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return flip((-(torch.cdist(flip(q), flip(k)) ** 2)).softmax(-1) @ flip(v))
+
+    model = nn.Sequential(nn.Embedding(50, WIDTH), Attention(mix))
+    with attnprof.trace() as tracer:
+        model(torch.randint(0, 50, (BATCH, tokens))).square().mean().backward()
+    row = read_row(tracer.run)
+    assert shape_of(row) == (BATCH, HEADS, HEADS, tokens, tokens)
+    assert (row["kind"], row["head_dim"]) == ("materialised", HEAD_DIM)
+    assert row["softmax_bytes"] == FLOAT * BATCH * HEADS * tokens * tokens
+    assert row["backend_reason"].startswith("written out: distances of queries and keys around")
+    with pytest.raises(ValueError, match="scores are distances"):
+        tracer.run.what_if("fused_attention")
+
+
 # Kinds: how much of the sequence the queries meet -------------------------------------------------
 
 

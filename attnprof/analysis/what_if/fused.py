@@ -11,6 +11,7 @@ from attnprof.analysis.what_if.scene import Scene, count_words
 from attnprof.analysis.what_if.table import Table
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.pairs import Pattern
+from attnprof.attribution.products import is_distance
 from attnprof.vocabulary import AttentionKind, Category, Phase
 
 _COPIES = frozenset({"clone", "_to_copy", "copy"})
@@ -110,6 +111,8 @@ def _find_obstacle(scene: Scene, call: AttentionCall, *, without_dropout: bool) 
     """
     if call.pattern in NOT_MULTIPLIED:
         return NOT_MULTIPLIED[call.pattern]
+    if any(is_distance(scene.facts, op) for op in call.firsts):
+        return "scores are distances, and fused kernels multiply queries by keys"
     if "softmax" not in call.backend:
         return f"scores are normalised by {call.backend}, and fused kernels know only the softmax"
     if not scene.is_on_cpu:
