@@ -30,6 +30,13 @@ def align(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(found.tolist())
 
 
+def count_matches(left: tuple[int, ...], right: tuple[int, ...]) -> int:
+    """Return how many numbers can be matched, in the order of both sides."""
+    if len(left) * len(right) > _MOST_CELLS:
+        return 0
+    return int(_count_matches(np.array(left), np.array(right))[-1, -1])
+
+
 def _count_matches(a: np.ndarray, b: np.ndarray) -> Ints:
     """Return the longest common subsequence of every two beginnings."""
     result = np.zeros((len(a) + 1, len(b) + 1), np.int64)

@@ -6,7 +6,7 @@ splits its hidden states puts windows of one sequence into the batch.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +26,16 @@ class _Data:
     sequences: int
     samples: int = 0
     """The leading dimension of what was given, if others were put into the batch besides."""
+
+    def repeat(self, times: int) -> "_Data":
+        """Return the data with every sequence as often."""
+        if times == 1:
+            return self
+        return replace(self, sequences=self.sequences * times, samples=self.samples * times)
+
+
+_REPEATING = frozenset({"repeat", "repeat_interleave", "index_select", "cat"})
+"""Ops that may put the same sequence into a batch several times, or batches together."""
 
 
 class Sequences:
@@ -58,10 +68,13 @@ class Sequences:
     def _find_data(self, row: int) -> _Data:
         """Return what the tensor in an input row was made of, along its largest operands."""
         facts, is_inside = self._facts, bool(self._facts.scope[self._facts.row_op[row]] >= 0)
-        passed: list[int] = []
+        passed: list[tuple[int, int]] = []
         weighed = -1  # what the earliest op with a weight was given
+        times = 1  # how often the batch was repeated since, as an image that several texts share
         while True:
             made = int(facts.producer_row[row])
+            if weighed >= 0:
+                times *= self._count_repeats(row, made)
             if made in self._data:
                 found = self._data[made]
                 break
@@ -69,7 +82,7 @@ class Sequences:
             if made < 0 or (is_inside and facts.scope[op] < 0):
                 found = self._read_data(row, weighed)
                 break
-            passed.append(made)
+            passed.append((made, times))
             following = self._choose_operand(op)
             if following < 0:
                 is_data = self._flow.origin.get(made) is Origin.ACTIVATION
@@ -79,8 +92,28 @@ class Sequences:
             if self._has_weight(op):
                 weighed = following
             row = following
-        self._data.update(dict.fromkeys(passed, found))
-        return found
+        for made, so_far in passed:
+            self._data[made] = found.repeat(times // so_far)
+        return found.repeat(times)
+
+    def _count_repeats(self, row: int, made: int) -> int:
+        """Return how often a batch that an output row wrote is repeated in an input row.
+
+        It is repeated in the view that is read, or by the op that wrote it, from what that read.
+        """
+        facts = self._facts
+        read = facts.signature_of(row)
+        times = read.shape[0] if len(read.shape) > 2 and read.stride[0] == 0 else 1
+        if made < 0 or facts.short_names[facts.code[facts.row_op[made]]] not in _REPEATING:
+            return times
+        operand = self._choose_operand(int(facts.row_op[made]))
+        written = facts.signature_of(made).shape
+        given = facts.signature_of(operand).shape if operand >= 0 else ()
+        before = int(facts.producer_row[operand])
+        if before >= 0 and facts.signature_of(before).numel > math.prod(given):
+            return times  # pieces of one tensor, as of a sequence that is cut into windows
+        is_batch = len(written) > 2 and written[1:] == given[1:] and given[0] > 0
+        return times * (max(1, written[0] // given[0]) if is_batch else 1)
 
     def _choose_operand(self, op: int) -> int:
         """Return the operand row that is followed: values, not what they are weighed by."""
@@ -109,7 +142,7 @@ class Sequences:
             if is_index(self._facts, row)
         ]
         shape = max(shapes, key=math.prod, default=())
-        return _Data(shape, math.prod(shape[:-1])) if len(shape) > 1 else None
+        return _Data(shape, shape[0]) if len(shape) > 1 else None
 
     def _read_data(self, row: int, weighed: int) -> _Data:
         """Return how many sequences are in data; images may be put together for a convolution."""
@@ -121,7 +154,10 @@ class Sequences:
         if self._facts.short_names[self._facts.code[self._facts.row_op[weighed]]] in CONVOLUTIONS:
             is_merged = used.shape[0] > given.shape[0]
             return _Data(used.shape, used.shape[0], given.shape[0] if is_merged else 0)
-        repeats = used.numel // max(1, given.numel)  # two views of a batch are put together
+        is_wider = used.shape[-1] != given.shape[-1]  # features were made without a weight
+        repeats = (
+            1 if is_wider else used.numel // max(1, given.numel)
+        )  # two views of a batch are put together
         return _Data(given.shape, given.shape[0] * max(1, repeats))
 
 

@@ -17,7 +17,7 @@ Known limitations:
 
 import numpy as np
 
-from attnprof.attribution.alignment import align
+from attnprof.attribution.alignment import align, count_matches
 from attnprof.attribution.facts import ITEM_BYTES, Facts, Ints
 from attnprof.attribution.gradients import find_gradient_storages
 from attnprof.attribution.paths import common_path
@@ -129,6 +129,10 @@ def _find_casts(
     weights = [storage for storage in parameters if storage not in read]
     sizes = _count_elements(facts, weights)
     numels = tuple(facts.signature_of(row).numel for _, row in products)
+    # Where weights are used in another order than they are listed in, matches are of other layers.
+    wanted = sum(numel in sizes for numel in numels)
+    if count_matches(numels, tuple(sizes)) < wanted:
+        return
     for (position, row), at in zip(products, align(numels, tuple(sizes)), strict=True):
         if at >= 0:
             modules[position] = parameters[weights[at]]

@@ -365,6 +365,14 @@ class Facts:
         return ()
 
     @cached_property
+    def loose_parameters(self) -> frozenset[int]:
+        """The storages of parameters that an optimizer updates and no module has."""
+        rows = self.stored.table("identities").to_pylist()
+        parameters = [(r["storage"], r["module"]) for r in rows if r["role"] == Role.PARAMETER]
+        owned = {storage for storage, module in parameters if module >= 0}
+        return frozenset(storage for storage, _ in parameters) - owned
+
+    @cached_property
     def is_owned(self) -> Bools:
         """Per storage, whether it has an identity (parameter, buffer, gradient, …)."""
         owned = np.zeros(self.storage_count, np.bool_)

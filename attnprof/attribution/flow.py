@@ -11,11 +11,13 @@ logits) is not attention.
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from attnprof.attribution import axes
 from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, SIDES, TOKEN, Bits
-from attnprof.attribution.facts import Bools, Facts
+from attnprof.attribution.facts import Bools, Facts, Ints
 from attnprof.attribution.layouts import Layout
-from attnprof.attribution.origins import Origin
+from attnprof.attribution.origins import Origin, of_product
 from attnprof.attribution.outer import OUTER_OPS, OuterProducts
 from attnprof.attribution.pairs import Pair, Pairs, Pattern, has_clean_sides, pattern_of
 from attnprof.attribution.products import (
@@ -58,6 +60,8 @@ class Flow:
         """Such rows that went through a product with a parameter since the first one or a
         softmax."""
         self._pairs = Pairs()
+        self._readers: tuple[Ints, Ints] | None = None
+        """Of all input rows their storages, rising, and their scopes; made when first needed."""
         self._view_memo: dict[tuple[Any, ...], Bits] = {}
         self._op_memo: dict[tuple[Any, ...], Bits] = {}
         self._outer = OuterProducts(facts)
@@ -114,7 +118,10 @@ class Flow:
         writer = int(facts.producer_row[row])
         bits = self.bits.get(writer)
         read = int(facts.signature[row])
-        is_parameter = self._roles.get(int(facts.storage[row])) == Role.PARAMETER
+        storage = int(facts.storage[row])
+        is_parameter = self._roles.get(storage) == Role.PARAMETER
+        if is_parameter and storage in facts.loose_parameters:
+            return axes.of_source(facts.signatures[read], is_parameter=False)  # maybe an image
         if bits is None or is_parameter:
             return axes.of_source(facts.signatures[read], is_parameter=is_parameter)
         if self._unfolded.is_as_written(writer, read):
@@ -189,7 +196,7 @@ class Flow:
         the operand with the cleanest sides speaks, the others are position scores.
         """
         numbers = [self._pair_of_input(row) for row in rows]
-        found = self._find_going_on(op, numbers)
+        found = self._find_going_on(op, rows, numbers)
         numbers = [n if n in found else None for n in numbers]
         if len(found) < 2 or not len(out):
             return
@@ -243,7 +250,7 @@ class Flow:
         if name in OVERWRITING:
             rows = rows[1:]  # what was there before is gone
         met = [self._pair_of_input(row) for row in rows]
-        numbers = self._find_going_on(op, met)
+        numbers = self._find_going_on(op, rows, met)
         if not numbers:
             if any(number is not None for number in met):
                 self._forget_sides(self._facts.rows_out(op))
@@ -264,12 +271,16 @@ class Flow:
                 self._forget_sides([row])
         (pair.between if kept else pair.beside).append(op)
 
-    def _find_going_on(self, op: int, met: list[int | None]) -> set[int]:
+    def _find_going_on(self, op: int, rows: range, met: list[int | None]) -> set[int]:
         """Return which of the pairs that meet in an op go on as scores.
 
         Where several do, those whose attention is done are a bias to the others; among themselves,
-        in a loss say, they are scores no more. So is what was made outside of the module call that
-        others were made in: by a model, for all its layers.
+        in a loss say, they are scores no more. So is what a model makes once for all its layers.
+
+        Args:
+            op: The op.
+            rows: Its input rows.
+            met: Per row the number of its pair.
         """
         numbers = {number for number in met if number is not None}
         if len(numbers) < 2:
@@ -277,7 +288,23 @@ class Flow:
         numbers = {n for n in numbers if not self._pairs.is_read(n)}
         scope = int(self._facts.scope[op])
         inside = {n for n in numbers if self._is_within(self._pairs[n].firsts[0], scope)}
-        return inside or numbers
+        if not inside:
+            return numbers
+        outside = zip(rows, met, strict=True)
+        shared = {n for row, n in outside if n not in inside and self._is_shared(row)}
+        return numbers - shared
+
+    def _is_shared(self, row: int) -> bool:
+        """Return whether calls of several modules read the tensor in an input row."""
+        facts = self._facts
+        if self._readers is None:
+            rows = np.flatnonzero(facts.is_input)
+            rows = rows[np.argsort(facts.storage[rows], kind="stable")]
+            self._readers = facts.storage[rows], facts.scope[facts.row_op[rows]]
+        storages, scopes = self._readers
+        first, last = np.searchsorted(storages, facts.storage[row] + np.array([0, 1]))
+        maker = facts.scope[facts.row_op[facts.producer_row[row]]]
+        return len(np.setdiff1d(scopes[first:last], [maker])) > 1
 
     def _is_within(self, op: int, scope: int) -> bool:
         """Return whether an op ran in a module call, or in one that was made in it."""
@@ -308,8 +335,7 @@ class Flow:
         result = axes.of_product(facts.signature_of(out), left, right)
         pair_left, pair_right = (self._pair_of_input(rows[i]) for i in (at, at + 1))
         both = origins[at] == origins[at + 1] == Origin.ACTIVATION
-        involved = max(origins[at], origins[at + 1])
-        self.origin[out] = Origin.ACTIVATION if involved is Origin.PARAMETER else involved
+        self.origin[out] = of_product(origins[at], origins[at + 1])
         self.bits[out] = result
         if not both or len(left) < 2 or len(right) < 2:
             self._pass_projection(op, rows)

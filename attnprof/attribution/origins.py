@@ -15,3 +15,10 @@ class Origin(IntEnum):
     """Gradients of parameters and what optimizers keep, and what is made from them, products
     among them too: some orthogonalise a gradient by multiplying it with itself (Muon)."""
     ACTIVATION = 3
+
+
+def of_product(left: Origin, right: Origin) -> Origin:
+    """Return what a product is made from: with parameters it makes data, of whatever there was."""
+    if Origin.PARAMETER in (left, right):
+        return Origin.ACTIVATION
+    return max(left, right)

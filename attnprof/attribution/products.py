@@ -28,9 +28,9 @@ MULTIPLICATIONS = frozenset({"mul", "mul_"})
 OVERWRITING = frozenset({"copy_", "fill_", "zero_"})
 """Ops after which nothing is left of their first operand."""
 
-SHAPED_LIKE = frozenset({"new_ones", "new_full", "ones_like", "full_like"})
-"""Ops that take from their operand nothing but its shape. What is made empty, or of zeros, is more
-often a place to write to."""
+SHAPED_LIKE = frozenset({"new_ones", "ones_like"})
+"""Ops that take from their operand nothing but its shape. What is made empty, or of another number,
+is more often a place to write to."""
 
 INDEXING = re.compile(r"^(index|gather|scatter|embedding|take)")
 """Ops whose integer operands are places in another operand."""

@@ -1,7 +1,9 @@
 """How many sequences keys are from: a model need not be given first what a layer works on."""
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor, nn
@@ -221,3 +223,62 @@ def test_sums_of_keys_and_values_are_kept_while_decoding() -> None:
     frame = tracer.run.kv_cache()
     assert frame["phase"].to_list() == ["prefill", "decode", "decode", "decode"]
     assert set(frame["kind"]) == {"state"}
+
+
+class Stem(nn.Module):
+    """Attention over what ``stem`` makes of the data; within windows of so many tokens, if any."""
+
+    def __init__(self, stem: Callable[["Stem", Tensor], Tensor], window: int) -> None:
+        super().__init__()
+        self.stem, self.window = stem, window
+        self.embed, self.project, self.attention = (
+            nn.Embedding(31, WIDTH), nn.Linear(48, WIDTH), Attention()
+        )  # fmt: skip
+
+    def forward(self, data: Tensor) -> Tensor:
+        x = self.stem(self, data)
+        mixed: Tensor = self.attention(x.reshape(-1, self.window, WIDTH) if self.window else x)
+        return mixed
+
+
+def share_an_image(layer: Stem, ids: Tensor) -> Tensor:
+    image = layer.project(torch.ones(1, 70, 48)).expand(len(ids), -1, -1)
+    return torch.cat([image, layer.embed(ids)], 1)
+
+
+def draw_several(layer: Stem, ids: Tensor) -> Tensor:
+    return layer.embed(ids).repeat(4, 1, 1)
+
+
+def put_together(layer: Stem, ids: Tensor) -> Tensor:
+    return torch.cat([layer.embed(ids), layer.embed(30 - ids)])
+
+
+def cut_up(layer: Stem, ids: Tensor) -> Tensor:
+    return torch.cat(layer.embed(ids).split(8, 1))
+
+
+def sum_codebooks(layer: Stem, codes: Tensor) -> Tensor:
+    return layer.embed(codes).sum(2)
+
+
+def make_waves(layer: Stem, points: Tensor) -> Tensor:
+    return layer.project((points[..., None] * torch.arange(16)).sin().flatten(2))
+
+
+@pytest.mark.parametrize(
+    ("stem", "window", "data", "row"),
+    [
+        (share_an_image, 0, torch.randint(31, (4, 6)), ("materialised", 4, HEADS, 76, 76)),
+        (draw_several, 0, torch.randint(31, (4, 64)), ("materialised", 16, HEADS, 64, 64)),
+        (put_together, 0, torch.randint(31, (4, 64)), ("materialised", 8, HEADS, 64, 64)),
+        (cut_up, 0, torch.randint(31, (4, 64)), ("banded", 32, HEADS, 8, 8)),
+        (sum_codebooks, 8, torch.randint(31, (4, 64, 3)), ("banded", 32, HEADS, 8, 8)),
+        (make_waves, 8, torch.randn(4, 64, 3), ("banded", 32, HEADS, 8, 8)),
+    ],
+)
+def test_what_is_repeated_is_more_sequences_and_what_is_wider_is_not(
+    stem: Callable[[Stem, Tensor], Tensor], window: int, data: Tensor, row: tuple[object, ...]
+) -> None:
+    (found,) = list_rows(Stem(stem, window), data=data)
+    assert found[1:] == row

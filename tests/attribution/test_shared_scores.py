@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import pairwise
 
+import polars as pl
 import pytest
 import torch
 from torch import Tensor, nn
@@ -78,3 +79,42 @@ def test_every_layer_keeps_its_own_row(
         ("kind", "materialised"), ("batch", BATCH), ("heads", HEADS), ("softmax_bytes", SCORES),
     ):  # fmt: skip
         assert frame[column].to_list() == [value] * 3
+
+
+class Positions(nn.Module):
+    """Adds scores of positions to those it is given, as a module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(8, WIDTH // HEADS)
+        self.register_buffer("places", torch.randn(TOKENS, 8))
+
+    def forward(self, queries: Tensor, scores: Tensor) -> Tensor:
+        return scores + queries @ self.project(self.places).mT
+
+
+class Relative(nn.Module):
+    """Attention whose scores of content are completed by a module inside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project, self.positions = nn.Linear(WIDTH, 3 * WIDTH), Positions()
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.project(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        return (self.positions(q, q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def test_scores_that_a_module_inside_completes_are_scores() -> None:
+    with attnprof.trace(samples_per_second=0) as tracer:
+        Relative()(torch.randn(BATCH, TOKENS, WIDTH)).square().mean().backward()
+    run = tracer.run
+    assert run.layers().select("layer", "heads", "head_dim").rows() == [("", HEADS, WIDTH // HEADS)]
+    made = run.allocations.filter(pl.col("category").cast(pl.String) == "attention_scores")
+    assert (
+        made.filter(pl.col("phase").cast(pl.String) == "forward")["size_bytes"].to_list()
+        == [
+            SCORES  # of content, of positions, and of both
+        ]
+        * 3
+    )

@@ -1,5 +1,6 @@
 """Models and optimizers that a program writes without ``nn.Module`` or ``torch.optim``."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -45,15 +46,19 @@ def test_products_of_gradients_are_no_attention() -> None:
     assert not {"softmax", "attention_scores", "attention_io"} & run.peak().by_category().keys()
 
 
-def test_gradients_of_inputs_lead_to_attention() -> None:
+@pytest.mark.parametrize("is_parameter", [False, True])
+def test_gradients_of_inputs_lead_to_attention(is_parameter: bool) -> None:
     """What an adversarial example is made of goes through the model again."""
     attention = nn.MultiheadAttention(WIDTH, 4, batch_first=True)
     x = torch.randn(BATCH, TOKENS, WIDTH, requires_grad=True)
+    optimizer = torch.optim.SGD([x] if is_parameter else attention.parameters(), lr=0.1)
     with attnprof.trace(samples_per_second=0) as tracer:
         attention(x, x, x)[0].square().mean().backward()
         worse = (x + 0.1 * x.grad.sign()).detach()
         attention(worse, worse, worse)[0].square().mean().backward()
-    assert tracer.run.layers()["calls"].to_list() == [2]
+        optimizer.step()
+    frame = tracer.run.layers()
+    assert frame.select("calls", "batch", "heads").rows() == [(2, BATCH, 4)]
 
 
 def test_parameters_of_models_keep_their_layer_whatever_comes_first() -> None:
