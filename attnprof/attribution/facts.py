@@ -325,6 +325,13 @@ class Facts:
             scope = self.parent_of_scope.get(scope, -1)
         return scope
 
+    def ran_within(self, op: int, scope: int) -> bool:
+        """Return whether an op ran in a module call, or in one that was made in it."""
+        at = int(self.scope[op])
+        while at > scope:  # a parent is numbered before its children
+            at = self.parent_of_scope.get(at, -1)
+        return at == scope
+
     @cached_property
     def outermost_of_scope(self) -> dict[int, int]:
         """Per module call, the outermost one around it."""

@@ -57,8 +57,9 @@ class Flow:
         self.pair_of: dict[int, int] = {}
         """Per output row that is a score, the number of its pair (see `find_pair`)."""
         self._projected: set[int] = set()
-        """Such rows that went through a product with a parameter since the first one or a
-        softmax."""
+        """Such rows that went through a product with a parameter, and not through a softmax."""
+        self._normalised: set[int] = set()
+        """Such rows that went through a softmax: what is made of them is no residual stream."""
         self._pairs = Pairs()
         self._readers: tuple[Ints, Ints] | None = None
         """Of all input rows their storages, rising, and their scopes; made when first needed."""
@@ -257,14 +258,19 @@ class Flow:
             return
         number = self._pairs.join(numbers)
         pair = self._pairs[number]
-        is_projected = not NORMALISING.fullmatch(name) and self._are_projected(rows)
+        is_normalised = bool(NORMALISING.fullmatch(name)) or self._are_all_in(
+            self._normalised, rows
+        )
+        is_projected = not is_normalised and self._are_projected(rows)
         kept = False
         for row in self._facts.rows_out(op):
             # Indices found among scores (a top-k, a sort) are not scores, nor what they gather.
             is_index = self._facts.signature_of(row).dtype in INTEGERS
             if not is_index and pair.keeps_sides(self.bits[row]):
                 self.pair_of[row] = number
-                if is_projected:
+                if is_normalised:
+                    self._normalised.add(row)
+                elif is_projected:
                     self._projected.add(row)
                 kept = True
             else:
@@ -287,7 +293,7 @@ class Flow:
             return numbers
         numbers = {n for n in numbers if not self._pairs.is_read(n)}
         scope = int(self._facts.scope[op])
-        inside = {n for n in numbers if self._is_within(self._pairs[n].firsts[0], scope)}
+        inside = {n for n in numbers if self._facts.ran_within(self._pairs[n].firsts[0], scope)}
         if not inside:
             return numbers
         outside = zip(rows, met, strict=True)
@@ -305,13 +311,6 @@ class Flow:
         first, last = np.searchsorted(storages, facts.storage[row] + np.array([0, 1]))
         maker = facts.scope[facts.row_op[facts.producer_row[row]]]
         return len(np.setdiff1d(scopes[first:last], [maker])) > 1
-
-    def _is_within(self, op: int, scope: int) -> bool:
-        """Return whether an op ran in a module call, or in one that was made in it."""
-        at = int(self._facts.scope[op])
-        while at > scope:  # a parent is numbered before its children
-            at = self._facts.parent_of_scope.get(at, -1)
-        return at == scope
 
     def _forget_sides(self, rows: Iterable[int]) -> None:
         for row in rows:
@@ -375,14 +374,18 @@ class Flow:
         out = self._facts.rows_out(op)[0]
         if all(self._pairs[n].sides == SIDES for n in numbers) and not self._are_projected(rows):
             self._carry_pair(op, rows)
-            self._projected.add(out)
+            if out not in self._normalised:
+                self._projected.add(out)
             return
         self._forget_sides([out])
 
     def _are_projected(self, rows: range) -> bool:
         """Return whether all scores among some input rows went through a projection."""
+        return self._are_all_in(self._projected, rows)
+
+    def _are_all_in(self, known: set[int], rows: range) -> bool:
         made = {int(self._facts.producer_row[row]) for row in rows} & self.pair_of.keys()
-        return bool(made) and made <= self._projected
+        return bool(made) and made <= known
 
     def _begin_pair(self, op: int, out: int, pattern: Pattern, consumed: set[int]) -> None:
         bits, sizes = self.bits[out], self._facts.signature_of(out).shape

@@ -81,6 +81,29 @@ def test_every_layer_keeps_its_own_row(
         assert frame[column].to_list() == [value] * 3
 
 
+class Talking(nn.Module):
+    """Attention whose heads mix their scores once, and their probabilities twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(WIDTH, 3 * WIDTH)
+        self.mixes = nn.ModuleList([nn.Linear(HEADS, HEADS) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.project(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        scores = self.mixes[0]((q @ k.mT).permute(0, 2, 3, 1))
+        weights = self.mixes[2](self.mixes[1](scores.softmax(-2)))
+        return (weights.permute(0, 3, 1, 2) @ v).transpose(1, 2).flatten(2)
+
+
+def test_heads_may_mix_their_probabilities_more_than_once() -> None:
+    with attnprof.trace(samples_per_second=0) as tracer:
+        Talking()(torch.randn(BATCH, TOKENS, WIDTH)).square().mean().backward()
+    row = tracer.run.layers().row(0, named=True)
+    assert (row["kind"], row["batch"], row["heads"]) == ("materialised", BATCH, HEADS)
+    assert row["softmax_bytes"] == SCORES
+
+
 class Positions(nn.Module):
     """Adds scores of positions to those it is given, as a module of its own."""
 
