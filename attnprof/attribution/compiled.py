@@ -21,7 +21,7 @@ from attnprof.attribution.alignment import align, count_matches
 from attnprof.attribution.facts import ITEM_BYTES, Facts, Ints
 from attnprof.attribution.gradients import find_gradient_storages
 from attnprof.attribution.paths import common_path
-from attnprof.attribution.products import CONVOLUTIONS, factors, is_product
+from attnprof.attribution.products import factors, is_matrix_product
 from attnprof.vocabulary import Role
 
 
@@ -125,9 +125,12 @@ def _find_casts(
         for position, op in enumerate(ops)
         if modules[position] < 0 and _multiplies_a_matrix(facts, op)
     ]
+    if not products:
+        return  # weights are read as they are
     read = {int(facts.storage[row]) for op in ops for row in facts.rows_in(op)}
     weights = [storage for storage in parameters if storage not in read]
-    sizes = _count_elements(facts, weights)
+    # What autocast casts is float32.
+    sizes = (facts.storage_bytes[weights] // ITEM_BYTES["float32"]).tolist()
     numels = tuple(facts.signature_of(row).numel for _, row in products)
     # Where weights are used in another order than they are listed in, matches are of other layers.
     wanted = sum(numel in sizes for numel in numels)
@@ -174,24 +177,10 @@ def _find_weight_gradients(
 
 def _multiplies_a_matrix(facts: Facts, op: int) -> bool:
     """Return whether an op multiplies rows by a matrix, as a linear layer does."""
-    name = facts.short_names[facts.code[op]]
-    if not is_product(facts, op) or name in CONVOLUTIONS:
+    if not is_matrix_product(facts, op):
         return False
     rows, right = facts.rows_in(op), factors(facts, op)[1]
     return right in rows and len(facts.signature_of(right).shape) == 2
-
-
-def _count_elements(facts: Facts, parameters: list[int]) -> list[int]:
-    """Return how many numbers are in parameters: what autocast casts is float32."""
-    is_size = np.isin(facts.events["storage"], parameters)
-    sizes = dict(
-        zip(
-            facts.events["storage"][is_size].tolist(),
-            facts.events["size_bytes"][is_size].tolist(),
-            strict=True,
-        )
-    )
-    return [sizes.get(storage, 0) // ITEM_BYTES["float32"] for storage in parameters]
 
 
 def _take_inside(facts: Facts, module: int, root: str) -> str | None:

@@ -332,27 +332,16 @@ class Facts:
             at = self.parent_of_scope.get(at, -1)
         return at == scope
 
-    @cached_property
-    def outermost_of_scope(self) -> dict[int, int]:
-        """Per module call, the outermost one around it."""
-        result: dict[int, int] = {}
-        for scope in sorted(self.parent_of_scope):  # a parent is numbered before its children
-            result[scope] = result.get(self.parent_of_scope[scope], scope)
-        return result
-
     def data_shape(self, op: int) -> tuple[int, ...]:
         """Return the shape of the first data that the outermost forward around an op is given."""
-        return self._data_shapes.get(self.outermost_of_scope.get(int(self.scope[op]), -1), ())
-
-    @cached_property
-    def _data_shapes(self) -> dict[int, tuple[int, ...]]:
-        outermost = self.outermost_of_scope
-        columns = (self.scopes[name].tolist() for name in ("scope", "enter_op", "exit_op"))
-        return {
-            scope: self.first_input_shape(*span)
-            for scope, *span in zip(*columns, strict=True)
-            if outermost[scope] == scope
-        }
+        scope, outermost = int(self.scope[op]), -1
+        while scope in self.parent_of_scope:
+            scope, outermost = self.parent_of_scope[scope], scope
+        at = np.flatnonzero(self.scopes["scope"] == outermost)
+        if not len(at):
+            return ()
+        enter, leave = (int(self.scopes[name][at[0]]) for name in ("enter_op", "exit_op"))
+        return self.first_input_shape(enter, leave)
 
     def first_input_shape(self, enter: int, leave: int) -> tuple[int, ...]:
         """Return the shape of the first data a forward takes from outside, or an empty one.
@@ -370,6 +359,14 @@ class Facts:
             if comes_from_outside and not self.is_owned[self.storage[row]]:
                 return signature.shape
         return ()
+
+    @cached_property
+    def storage_bytes(self) -> Ints:
+        """Per storage, the size that it had last."""
+        result = np.zeros(self.storage_count, np.int64)
+        has_size = np.isin(self.events["kind"], (BORN, FOUND, RESIZED))
+        result[self.events["storage"][has_size]] = self.events["size_bytes"][has_size]
+        return result
 
     @cached_property
     def loose_parameters(self) -> frozenset[int]:

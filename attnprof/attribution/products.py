@@ -64,6 +64,11 @@ def is_product(facts: Facts, op: int) -> bool:
     return name in PRODUCTS or name in LINEARS or name in DISTANCES or name in CONVOLUTIONS
 
 
+def is_matrix_product(facts: Facts, op: int) -> bool:
+    """Return whether an op is a product, and no convolution."""
+    return is_product(facts, op) and facts.short_names[facts.code[op]] not in CONVOLUTIONS
+
+
 def is_distance(facts: Facts, op: int) -> bool:
     """Return whether an op takes the distances of all rows of two operands."""
     return facts.short_names[facts.code[op]] in DISTANCES

@@ -16,7 +16,7 @@ from attnprof.attribution.axes import TOKEN
 from attnprof.attribution.facts import Bools, Facts, Ints
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.origins import Origin
-from attnprof.attribution.products import CONVOLUTIONS, OVERWRITING, factors, is_product
+from attnprof.attribution.products import OVERWRITING, factors, is_matrix_product, is_product
 
 _CELL = re.compile(r"(^|_)(rnn|lstm|gru)")
 """Ops that are a recurrent cell, or a whole network of them."""
@@ -67,10 +67,9 @@ def find_networks(facts: Facts, states: Mapping[int, str]) -> set[str]:
 def _is_read_by_network(facts: Facts, row: int) -> bool:
     """Return whether an op is a whole recurrent cell, or multiplies a state by a parameter."""
     op = int(facts.row_op[row])
-    name = facts.short_names[facts.code[op]]
-    is_plain = is_product(facts, op) and name not in CONVOLUTIONS
-    return bool(_CELL.search(name)) or (
-        is_plain and any(facts.is_owned[facts.storage[r]] for r in factors(facts, op) if r != row)
+    return bool(_CELL.search(facts.short_names[facts.code[op]])) or (
+        is_matrix_product(facts, op)
+        and any(facts.is_owned[facts.storage[r]] for r in factors(facts, op) if r != row)
     )
 
 

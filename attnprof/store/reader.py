@@ -1,7 +1,6 @@
 """Read a run directory, memory-mapped, up to its last whole commit."""
 
 import json
-import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -142,9 +141,9 @@ def open_run(path: str | Path) -> StoredRun:
             f"cannot read {path}: it has schema version {version!r}, this attnprof reads "
             f"{SCHEMA_VERSION}; read it with the attnprof that wrote it ({_name_writer(info)})"
         )
-    good, lost = _last_whole_commit(path)
-    if not good and Status(info["status"]) is Status.COMPLETED and _has_rows(path):
-        lost = "recording_stopped" not in info  # by a full disk, say, in the first commit
+    # Others may have ended, by a full disk say, in their first commit.
+    is_whole = info["status"] == Status.COMPLETED and "recording_stopped" not in info
+    good, lost = _last_whole_commit(path, is_whole=is_whole)
     return StoredRun(path=path, info=info, good_bytes=good, lost=lost)
 
 
@@ -154,19 +153,23 @@ def _name_writer(info: dict[str, Any]) -> str:
     return f"attnprof {known}" if known else "its version is not recorded"
 
 
-def _has_rows(path: Path) -> bool:
-    return any(file.stat().st_size for file in (path / TABLES_DIR).glob("*.arrows"))
+def _last_whole_commit(path: Path, *, is_whole: bool) -> tuple[dict[str, int], bool]:
+    """Return the byte counts of the newest journal line that the files on disk can honour.
 
+    Args:
+        path: The run.
+        is_whole: Whether a line is missing if there are rows and none vouches for them.
 
-def _last_whole_commit(path: Path) -> tuple[dict[str, int], bool]:
-    """Return the byte counts of the newest journal line that the files on disk can honour."""
+    Returns:
+        Bytes per table, and whether something is lost.
+    """
     try:
         lines = (path / JOURNAL_FILE).read_bytes().split(b"\n")[:-1]
         # After the journal, so that a table which grows meanwhile is long enough.
+        tables: list[Path] = []
         with suppress(FileNotFoundError):
-            os.listdir(path / TABLES_DIR)  # unlike glob, it says if it may not look
-        tables = (path / TABLES_DIR).glob("*.arrows")
-        sizes = {file.stem: file.stat().st_size for file in tables}
+            tables += (path / TABLES_DIR).iterdir()  # unlike glob, it says if it may not look
+        sizes = {file.stem: file.stat().st_size for file in tables if file.suffix == ".arrows"}
     except OSError as error:
         why = "ask its owner" if isinstance(error, PermissionError) else "the run is damaged"
         raise RunFormatError(
@@ -188,4 +191,4 @@ def _last_whole_commit(path: Path) -> tuple[dict[str, int], bool]:
             f"cannot read {path}: its tables are shorter than its journal says (truncated or "
             "partly copied); copy the whole directory again or record the run anew"
         )
-    return {}, False
+    return {}, is_whole and any(sizes.values())
