@@ -1,5 +1,6 @@
 """A page of the browser, as tests use it."""
 
+import re
 import shutil
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, urlsplit
@@ -12,7 +13,7 @@ needs_browser = pytest.mark.skipif(
     CHROMIUM is None, reason="there is no chromium; 'make test' installs Debian's"
 )
 PLOT = ".js-plotly-plot"
-READY_MS = 15_000
+READY_MS = 30_000
 """A page is drawn within a second; other tests may be using the machine."""
 
 
@@ -84,10 +85,22 @@ class Screen:
         self.page.mouse.move(box["x"] + second * box["width"], y, steps=4)
         self.page.mouse.up()
 
-    def click_plot(self, at: float, down: float = 0.6) -> None:
-        box = self.page.locator(f"#timeline {PLOT} .nsewdrag").bounding_box()
+    def wait_for_mark(self, text: str) -> None:
+        """Wait until the timeline is drawn with this word on it."""
+        mark = self.page.locator("#timeline .annotation-text", has_text=re.compile(f"^{text}$"))
+        mark.wait_for(timeout=READY_MS)
+
+    def click_plot(self, at: float, down: float = 0.6, card: str = "#timeline") -> None:
+        """Click where two fractions of a plot's width and height are, once Plotly is ready."""
+        plot = self.page.locator(f"{card} {PLOT}").first
+        box = plot.locator(".nsewdrag").bounding_box()
         assert box is not None
         x, y = box["x"] + at * box["width"], box["y"] + down * box["height"]
-        self.page.mouse.move(x, y)
-        self.page.wait_for_timeout(100)  # Plotly throttles what it takes for hovering
+        # Plotly takes a click for one on the point under the mouse, and forgets which that is when
+        # it draws: so the mouse moves until Plotly has seen it.
+        for attempt in range(READY_MS // 100):
+            self.page.mouse.move(x, y - attempt % 2)
+            self.page.wait_for_timeout(100)  # Plotly throttles what it takes for hovering
+            if plot.evaluate("(plot) => Boolean(plot._hoverdata?.length)"):
+                break
         self.page.mouse.click(x, y)

@@ -156,7 +156,8 @@ def test_what_came_between_two_instants(screen: Screen) -> None:
     screen.open_timeline(more="&at=10")
     screen.page.locator("[data-pin]").click(timeout=READY_MS)
     assert screen.wait_for_query("since", absent=("at",))["since"] == "10"
-    screen.page.wait_for_timeout(400)  # the drawer slides away
+    screen.page.locator(".mantine-Drawer-content").wait_for(state="hidden", timeout=READY_MS)
+    screen.wait_for_mark("A")
     screen.click_plot(0.5)
     screen.wait_for_query("since", "at")
     between = screen.page.locator("#instant", has_text="Allocated between A and B")

@@ -16,14 +16,8 @@ pytestmark = needs_browser
 
 def test_step_of_a_rank_leads_to_what_was_live_then(screen: Screen, runs: Path) -> None:
     screen.open("ranks?run=job/rank-0")
-    plot = screen.page.locator(f"{PLOT} .nsewdrag").first
-    plot.wait_for(timeout=READY_MS)
-    box = plot.bounding_box()
-    assert box is not None
-    x, y = box["x"] + 0.75 * box["width"], box["y"] + 0.75 * box["height"]  # rank 1, step 1
-    screen.page.mouse.move(x, y)
-    screen.page.wait_for_timeout(100)  # Plotly throttles what it takes for hovering
-    screen.page.mouse.click(x, y)
+    screen.page.locator(f"{PLOT} .nsewdrag").first.wait_for(timeout=READY_MS)
+    screen.click_plot(0.75, down=0.75, card="")  # rank 1, step 1
     screen.page.wait_for_url("**/timeline?*", timeout=READY_MS)
     assert screen.wait_for_query("at")["run"] == "job/rank-1"
     screen.page.locator("#instant button.block").first.wait_for(timeout=READY_MS)
@@ -35,7 +29,8 @@ def test_step_of_a_rank_leads_to_what_was_live_then(screen: Screen, runs: Path) 
 def test_timeline_stays_in_sight_of_the_drawer(screen: Screen) -> None:
     screen.open_timeline(more="&at=40")
     screen.page.locator("#instant button.block").first.wait_for(timeout=READY_MS)
-    screen.page.wait_for_timeout(400)  # the drawer slides in
+    drawer = screen.page.locator(".mantine-Drawer-content").element_handle()
+    drawer.wait_for_element_state("stable", timeout=READY_MS)
     screen.click_plot(0.8, down=0.1)
     screen.page.wait_for_url(lambda url: "at=40" not in url, timeout=READY_MS)
     assert int(screen.wait_for_query("at")["at"]) > 40
@@ -45,7 +40,11 @@ def test_what_is_typed_replaces_the_chosen_run(screen: Screen) -> None:
     screen.open("?run=train/eager")
     screen.wait_for_query("device")
     screen.page.locator("#run").click()
-    screen.page.wait_for_timeout(200)
+    screen.page.wait_for_function(
+        "() => { const { selectionStart, selectionEnd } = document.getElementById('run');"
+        " return selectionEnd > selectionStart; }",
+        timeout=READY_MS,
+    )
     screen.page.keyboard.type("fused")
     screen.page.get_by_role("option", name="train/fused").click(timeout=READY_MS)
     screen.page.wait_for_url("**/?run=train%2Ffused*", timeout=READY_MS)
