@@ -7,6 +7,7 @@ splits its hidden states puts windows of one sequence into the batch.
 
 import math
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 
@@ -27,14 +28,15 @@ class _Data:
     samples: int = 0
     """The leading dimension of what was given, if others were put into the batch besides."""
 
-    def repeat(self, times: int) -> "_Data":
-        """Return the data with every sequence as often."""
-        if times == 1:
+    def repeat(self, times: Fraction) -> "_Data":
+        """Return the data with every sequence as often, on the average."""
+        sequences = self.sequences * times
+        if times == 1 or sequences.denominator > 1:
             return self
-        return replace(self, sequences=self.sequences * times, samples=self.samples * times)
+        return replace(self, sequences=int(sequences), samples=int(self.samples * times))
 
 
-_REPEATING = frozenset({"repeat", "repeat_interleave", "index_select", "cat"})
+_REPEATING = frozenset({"repeat", "repeat_interleave", "index_select", "index", "cat"})
 """Ops that may put the same sequence into a batch several times, or batches together."""
 
 
@@ -54,7 +56,7 @@ class Sequences:
             self._data_of[name] = self._find_data(call.keys_row)
         found = [(call, self._data_of[name]) for name, call in named.items()]
         self._tokens_first = {data for call, data in found if _is_tokens_first(facts, call, data)}
-        self._mixed = {data for call, data in found if data.samples and call.batch % data.sequences}
+        self._mixed = {data for call, data in found if data.samples and _is_mixing(call, data)}
         """Where other layers attend across what was put into the batch, as over the frames of a
         video."""
 
@@ -68,9 +70,9 @@ class Sequences:
     def _find_data(self, row: int) -> _Data:
         """Return what the tensor in an input row was made of, along its largest operands."""
         facts, is_inside = self._facts, bool(self._facts.scope[self._facts.row_op[row]] >= 0)
-        passed: list[tuple[int, int]] = []
+        passed: list[tuple[int, Fraction]] = []
         weighed = -1  # what the earliest op with a weight was given
-        times = 1  # how often the batch was repeated since, as an image that several texts share
+        times = Fraction(1)  # how often the batch is repeated, as an image that texts share
         while True:
             made = int(facts.producer_row[row])
             if weighed >= 0:
@@ -93,27 +95,30 @@ class Sequences:
                 weighed = following
             row = following
         for made, so_far in passed:
-            self._data[made] = found.repeat(times // so_far)
+            self._data[made] = found.repeat(times / so_far)
         return found.repeat(times)
 
-    def _count_repeats(self, row: int, made: int) -> int:
+    def _count_repeats(self, row: int, made: int) -> Fraction:
         """Return how often a batch that an output row wrote is repeated in an input row.
 
         It is repeated in the view that is read, or by the op that wrote it, from what that read.
         """
         facts = self._facts
-        read = facts.signature_of(row)
-        times = read.shape[0] if len(read.shape) > 2 and read.stride[0] == 0 else 1
-        if made < 0 or facts.short_names[facts.code[facts.row_op[made]]] not in _REPEATING:
+        times = Fraction(_count_expanded(facts.signature_of(row)))
+        if made < 0:
             return times
         operand = self._choose_operand(int(facts.row_op[made]))
         written = facts.signature_of(made).shape
         given = facts.signature_of(operand).shape if operand >= 0 else ()
-        before = int(facts.producer_row[operand])
-        if before >= 0 and facts.signature_of(before).numel > math.prod(given):
-            return times  # pieces of one tensor, as of a sequence that is cut into windows
-        is_batch = len(written) > 2 and written[1:] == given[1:] and given[0] > 0
-        return times * (max(1, written[0] // given[0]) if is_batch else 1)
+        if len(written) < 3 or written[1:] != given[1:] or not given[0]:
+            return times
+        if given[0] > 1:  # one that meets a batch becomes one
+            if facts.short_names[facts.code[facts.row_op[made]]] not in _REPEATING:
+                return times
+            before = int(facts.producer_row[operand])
+            if before >= 0 and facts.signature_of(before).numel > math.prod(given):
+                return times  # pieces of one tensor, as of a sequence that is cut into windows
+        return times * max(Fraction(1), Fraction(written[0], given[0]))
 
     def _choose_operand(self, op: int) -> int:
         """Return the operand row that is followed: values, not what they are weighed by."""
@@ -161,6 +166,18 @@ class Sequences:
         return _Data(given.shape, given.shape[0] * max(1, repeats))
 
 
+def _count_expanded(read: Signature) -> int:
+    """Return how often a view (B, repeats, …, T, D) or (repeats, B, …, T, D) shows a batch.
+
+    What it shows repeatedly behind these two are heads, rows or columns.
+    """
+    return math.prod(
+        size
+        for size, stride in zip(read.shape[: len(read.shape) - 2][:2], read.stride, strict=False)
+        if stride == 0
+    )
+
+
 def _name(call: AttentionCall) -> tuple[object, ...]:
     return call.layer, call.batch, call.q_len, call.k_len, call.head_dim
 
@@ -172,6 +189,12 @@ def _find_first_reads(facts: Facts) -> Ints:
     result = np.full(facts.storage_count, -1, np.int64)
     result[storages] = rows[first]
     return result
+
+
+def _is_mixing(call: AttentionCall, data: _Data) -> bool:
+    """Return whether a call attends across what was put into the batch, as over frames."""
+    is_across = call.k_len == data.sequences // data.samples and call.batch > data.sequences
+    return is_across or call.batch % data.sequences > 0
 
 
 def _is_tokens_first(facts: Facts, call: AttentionCall, data: _Data) -> bool:

@@ -173,13 +173,14 @@ def test_a_residual_stream_of_pairs_keeps_layers_apart() -> None:
     assert {row[1:] for row in rows if "tri" not in str(row[0])} == {("materialised", 2, 4, 13, 13)}
 
 
-def test_frames_that_other_layers_attend_across_are_no_sequences() -> None:
-    config = transformers.TimesformerConfig(**IMAGES, num_frames=5)
+@pytest.mark.parametrize("frames", [4, 5], ids=["a divisor of the patches", "no divisor of them"])
+def test_frames_that_other_layers_attend_across_are_no_sequences(frames: int) -> None:
+    config = transformers.TimesformerConfig(**IMAGES, num_frames=frames)
     model = transformers.TimesformerModel(config)
-    rows = list_rows(model, pixel_values=torch.randn(2, 5, 3, 16, 16))
+    rows = list_rows(model, pixel_values=torch.randn(2, frames, 3, 16, 16))
     assert sorted(row[1:] for row in rows) == [
-        ("banded", 10, HEADS, 17, 17),
-        ("banded", 32, HEADS, 5, 5),
+        ("banded", 2 * frames, HEADS, 17, 17),
+        ("banded", 32, HEADS, frames, frames),
     ]
 
 
@@ -250,6 +251,26 @@ def draw_several(layer: Stem, ids: Tensor) -> Tensor:
     return layer.embed(ids).repeat(4, 1, 1)
 
 
+def draw_each_thrice(layer: Stem, ids: Tensor) -> Tensor:
+    return layer.embed(ids).repeat_interleave(3, 0)
+
+
+def draw_each_token_thrice(layer: Stem, ids: Tensor) -> Tensor:
+    return layer.embed(ids).repeat_interleave(3, 1)
+
+
+def choose(layer: Stem, ids: Tensor) -> Tensor:
+    return layer.embed(ids)[torch.tensor([0, 0, 2, 1, 3, 3, 2, 0])]
+
+
+def add_one(layer: Stem, ids: Tensor) -> Tensor:
+    return torch.cat([layer.embed(ids), layer.embed(ids[:1])])
+
+
+def add_to_each_of_five(layer: Stem, ids: Tensor) -> Tensor:
+    return layer.embed(ids[:1]) + layer.project(torch.ones(5, 1, 48))
+
+
 def put_together(layer: Stem, ids: Tensor) -> Tensor:
     return torch.cat([layer.embed(ids), layer.embed(30 - ids)])
 
@@ -271,6 +292,12 @@ def make_waves(layer: Stem, points: Tensor) -> Tensor:
     [
         (share_an_image, 0, torch.randint(31, (4, 6)), ("materialised", 4, HEADS, 76, 76)),
         (draw_several, 0, torch.randint(31, (4, 64)), ("materialised", 16, HEADS, 64, 64)),
+        (draw_each_thrice, 0, torch.randint(31, (4, 64)), ("materialised", 12, HEADS, 64, 64)),
+        (draw_each_thrice, 8, torch.randint(31, (4, 64)), ("banded", 96, HEADS, 8, 8)),
+        (draw_each_token_thrice, 64, torch.randint(31, (4, 64)), ("banded", 12, HEADS, 64, 64)),
+        (choose, 0, torch.randint(31, (4, 64)), ("materialised", 8, HEADS, 64, 64)),
+        (add_one, 0, torch.randint(31, (4, 64)), ("materialised", 5, HEADS, 64, 64)),
+        (add_to_each_of_five, 0, torch.randint(31, (4, 64)), ("materialised", 5, HEADS, 64, 64)),
         (put_together, 0, torch.randint(31, (4, 64)), ("materialised", 8, HEADS, 64, 64)),
         (cut_up, 0, torch.randint(31, (4, 64)), ("banded", 32, HEADS, 8, 8)),
         (sum_codebooks, 8, torch.randint(31, (4, 64, 3)), ("banded", 32, HEADS, 8, 8)),
