@@ -1,5 +1,6 @@
 """A page of the browser, as tests use it."""
 
+import contextlib
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -90,17 +91,35 @@ class Screen:
         mark = self.page.locator("#timeline .annotation-text", has_text=re.compile(f"^{text}$"))
         mark.wait_for(timeout=READY_MS)
 
-    def click_plot(self, at: float, down: float = 0.6, card: str = "#timeline") -> None:
-        """Click where two fractions of a plot's width and height are, once Plotly is ready."""
-        plot = self.page.locator(f"{card} {PLOT}").first
-        box = plot.locator(".nsewdrag").bounding_box()
+    def click_plot(
+        self, at: float, changes: str, down: float = 0.6, card: str = "#timeline"
+    ) -> None:
+        """Click where two fractions of a plot's width and height are, until that has an effect.
+
+        Plotly takes a click for one on the point under the mouse, and loses it while it draws. So
+        does a person who clicks too early, and clicks again.
+
+        Args:
+            at: The fraction of the width.
+            changes: What of the address changes, by its name in the query.
+            down: The fraction of the height.
+            card: What the plot is in.
+        """
+        before = self.query().get(changes)
+        box = self.page.locator(f"{card} {PLOT} .nsewdrag").first.bounding_box()
         assert box is not None
         x, y = box["x"] + at * box["width"], box["y"] + down * box["height"]
-        # Plotly takes a click for one on the point under the mouse, and forgets which that is when
-        # it draws: so the mouse moves until Plotly has seen it.
-        for attempt in range(READY_MS // 100):
+        for attempt in range(READY_MS // 3_000):
             self.page.mouse.move(x, y - attempt % 2)
             self.page.wait_for_timeout(100)  # Plotly throttles what it takes for hovering
-            if plot.evaluate("(plot) => Boolean(plot._hoverdata?.length)"):
-                break
-        self.page.mouse.click(x, y)
+            self.page.mouse.click(x, y - attempt % 2)
+            with contextlib.suppress(sync_api.TimeoutError):
+                self.page.wait_for_function(
+                    "([name, before]) => {"
+                    " const now = new URLSearchParams(location.search).get(name);"
+                    " return now !== null && now !== before; }",
+                    arg=[changes, before],
+                    timeout=3_000,
+                )
+                return
+        pytest.fail(f"clicking changed no '{changes}' of {self.page.url}")

@@ -17,7 +17,7 @@ pytestmark = needs_browser
 def test_step_of_a_rank_leads_to_what_was_live_then(screen: Screen, runs: Path) -> None:
     screen.open("ranks?run=job/rank-0")
     screen.page.locator(f"{PLOT} .nsewdrag").first.wait_for(timeout=READY_MS)
-    screen.click_plot(0.75, down=0.75, card="")  # rank 1, step 1
+    screen.click_plot(0.75, "at", down=0.75, card="")  # rank 1, step 1
     screen.page.wait_for_url("**/timeline?*", timeout=READY_MS)
     assert screen.wait_for_query("at")["run"] == "job/rank-1"
     screen.page.locator("#instant button.block").first.wait_for(timeout=READY_MS)
@@ -31,9 +31,8 @@ def test_timeline_stays_in_sight_of_the_drawer(screen: Screen) -> None:
     screen.page.locator("#instant button.block").first.wait_for(timeout=READY_MS)
     drawer = screen.page.locator(".mantine-Drawer-content").element_handle()
     drawer.wait_for_element_state("stable", timeout=READY_MS)
-    screen.click_plot(0.8, down=0.1)
-    screen.page.wait_for_url(lambda url: "at=40" not in url, timeout=READY_MS)
-    assert int(screen.wait_for_query("at")["at"]) > 40
+    screen.click_plot(0.8, "at", down=0.1)
+    assert int(screen.query()["at"]) > 40
 
 
 def test_what_is_typed_replaces_the_chosen_run(screen: Screen) -> None:
