@@ -11,11 +11,9 @@ logits) is not attention.
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from attnprof.attribution import axes
 from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, SIDES, TOKEN, Bits
-from attnprof.attribution.facts import Bools, Facts, Ints
+from attnprof.attribution.facts import Bools, Facts
 from attnprof.attribution.layouts import Layout
 from attnprof.attribution.origins import Origin, of_product
 from attnprof.attribution.outer import OUTER_OPS, OuterProducts
@@ -32,6 +30,7 @@ from attnprof.attribution.products import (
     is_distance,
     is_outer_product,
 )
+from attnprof.attribution.readers import Readers
 from attnprof.attribution.unfolded import Unfolded
 from attnprof.vocabulary import Role
 
@@ -61,8 +60,7 @@ class Flow:
         self._normalised: set[int] = set()
         """Such rows that went through a softmax: what is made of them is no residual stream."""
         self._pairs = Pairs()
-        self._readers: tuple[Ints, Ints] | None = None
-        """Of all input rows their storages, rising, and their scopes; made when first needed."""
+        self._readers = Readers(facts)
         self._view_memo: dict[tuple[Any, ...], Bits] = {}
         self._op_memo: dict[tuple[Any, ...], Bits] = {}
         self._outer = OuterProducts(facts)
@@ -228,12 +226,18 @@ class Flow:
             return axes.of_embedding(signature, bits[1])
         if kind == CONVOLUTION and bits:
             return axes.of_convolution(signature, bits[0])
-        # A position embedding is a parameter, but adding it makes no features of tokens.
+        # A position embedding is a parameter, but adding it makes no features of tokens. Nor does a
+        # bias that was made of tokens make tokens of the heads of scores.
         top = max(origins, default=Origin.CONSTANT)
+        scores = [
+            facts.producer_row[r] in self.pair_of and facts.signature_of(r).shape == signature.shape
+            for r in rows
+        ]
+        speak = scores if any(scores) else [origin == top for origin in origins]
         inputs = tuple(
             (int(facts.signature[r]), b)
-            for r, o, b in zip(rows, origins, bits, strict=True)
-            if o == top
+            for r, speaks, b in zip(rows, speak, bits, strict=True)
+            if speaks
         )
         key = (out, inputs)
         found = self._op_memo.get(key)
@@ -297,20 +301,8 @@ class Flow:
         if not inside:
             return numbers
         outside = zip(rows, met, strict=True)
-        shared = {n for row, n in outside if n not in inside and self._is_shared(row)}
+        shared = {n for row, n in outside if n not in inside and self._readers.is_shared(row)}
         return numbers - shared
-
-    def _is_shared(self, row: int) -> bool:
-        """Return whether calls of several modules read the tensor in an input row."""
-        facts = self._facts
-        if self._readers is None:
-            rows = np.flatnonzero(facts.is_input)
-            rows = rows[np.argsort(facts.storage[rows], kind="stable")]
-            self._readers = facts.storage[rows], facts.scope[facts.row_op[rows]]
-        storages, scopes = self._readers
-        first, last = np.searchsorted(storages, facts.storage[row] + np.array([0, 1]))
-        maker = facts.scope[facts.row_op[facts.producer_row[row]]]
-        return len(np.setdiff1d(scopes[first:last], [maker])) > 1
 
     def _forget_sides(self, rows: Iterable[int]) -> None:
         for row in rows:

@@ -34,7 +34,7 @@ def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> No
             query_bits |= bit
         elif size > 1:
             rest.append((size, bit))
-    principal = next((op for op in pair.firsts if op not in pair.aside), pair.firsts[0])
+    principal = _choose_principal(facts, pair, key_side)
     first_left, first_right = factors(facts, principal)
     head_dim = facts.signature_of(first_left).shape[-1]
     call.q_len, call.k_len, call.head_dim = q_len, k_len, head_dim
@@ -47,17 +47,19 @@ def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> No
         call.heads = signature.numel // max(1, q_len * k_len * signature.shape[0])
     call.batch = max(1, signature.numel // max(1, q_len * k_len * call.heads))
     call.dtype = signature.dtype
-    # Columns that only take part in the softmax (an attention sink) meet no value.
-    met = facts.signature_of(operand).shape[-1 if operand == left_factor else -2]
-    call.k_len = min(call.k_len, met)
     is_left = operand == left_factor
+    met = facts.signature_of(operand).shape[-1 if is_left else -2]
+    call.k_len = min(call.k_len, _count_met(facts, pair, call) or met)
     values = facts.signature_of(right_factor if is_left else left_factor).shape
     call.value_dim = values[-1 if is_left else -2]
     keys = first_right if key_side == RIGHT else first_left
     repeats = count_repeats(facts, keys)
     # Where heads share K in the product itself, K is as much smaller.
     shared = facts.signature_of(keys).numel // repeats
-    shared //= max(1, call.batch * call.k_len * call.head_dim)
+    columns = facts.signature_of(facts.rows_out(principal)[0]).shape[
+        -1 if key_side == RIGHT else -2
+    ]
+    shared //= max(1, call.batch * min(call.k_len, columns) * call.head_dim)
     is_shared = 0 < shared <= call.heads and call.heads % shared == 0
     call.kv_heads = shared if is_shared else max(1, call.heads // repeats)
     fixed_keys = key_bits & TOKEN == 0 and key_bits & FEATURE and not query_bits & FEATURE
@@ -66,6 +68,31 @@ def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> No
     is_low_rank = fixed_keys or (pair.is_chain and len(sizes) > 1)
     call.kind = AttentionKind.LOW_RANK if is_low_rank else AttentionKind.MATERIALISED
     call.keys_row, call.key_repeats = keys, repeats
+
+
+def _choose_principal(facts: Facts, pair: Pair, key_side: int) -> int:
+    """Return the first product that shapes are read off: of several, that with the most keys.
+
+    Others may be those of global tokens. With landmarks it is the first, which queries are in.
+    """
+    firsts = [op for op in pair.firsts if op not in pair.aside] or pair.firsts
+    if pair.is_chain:
+        return firsts[0]
+    side = 1 if key_side == RIGHT else 0
+    return max(firsts, key=lambda op: facts.signature_of(factors(facts, op)[side]).numel)
+
+
+def _count_met(facts: Facts, pair: Pair, call: AttentionCall) -> int:
+    """Return how many columns of a softmax result meet values, piece by piece; 0 if unknown.
+
+    Those that only take part in the softmax (an attention sink) meet none. Pieces meet values of
+    their own, as of global and of local tokens.
+    """
+    read = sum(facts.signature_of(row).numel for _, row in pair.seconds)
+    written = facts.signature_of(call.result_rows[0]).numel
+    if len(call.result_rows) > 1 or read > written:
+        return 0
+    return read * call.k_len // written
 
 
 def _count_heads(facts: Facts, flow: Flow, queries: int, rest: list[tuple[int, int]]) -> int:
