@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from attnprof.analysis.block_tables import EMPTY, BlockTables, describe_blocks
+from attnprof.analysis.cache_shares import OwnBlocks
 from attnprof.analysis.cache_use import CacheUse, count_distinct
 from attnprof.analysis.forwards import Forward
 from attnprof.attribution.calls import AttentionCall
@@ -38,19 +39,6 @@ class CacheKind(StrEnum):
     """K and V of another sequence, such as an encoder's: made once and read from then on."""
     STATE = "state"
     """A recurrent or convolution state: as large for one token as for a thousand."""
-
-
-@dataclass(frozen=True, slots=True)
-class OwnBlocks:
-    """The blocks of memory that belong to one layer's cache, or its part of shared ones."""
-
-    storage: Ints
-    size_bytes: Ints
-    """What the allocator took."""
-    needed_bytes: Ints
-    """What the tensors need."""
-    start: Ints
-    end: Ints
 
 
 @dataclass(frozen=True, slots=True)

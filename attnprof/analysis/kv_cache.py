@@ -9,13 +9,14 @@ import polars as pl
 from attnprof.analysis import block_tables
 from attnprof.analysis.block_tables import BlockTables
 from attnprof.analysis.cache_copies import find_copies
-from attnprof.analysis.cache_layers import CacheKind, CacheLayer, Content, OwnBlocks
+from attnprof.analysis.cache_layers import CacheKind, CacheLayer, Content
+from attnprof.analysis.cache_shares import OwnBlocks, Part, share_out, take_blocks
 from attnprof.analysis.cache_use import CacheUse
 from attnprof.analysis.forwards import Forward, find_forwards
 from attnprof.analysis.live_bytes import LiveBytes
 from attnprof.attribution.attribute import Attribution
 from attnprof.attribution.calls import AttentionCall
-from attnprof.attribution.facts import ITEM_BYTES, Ints
+from attnprof.attribution.facts import ITEM_BYTES
 from attnprof.vocabulary import Category, Phase
 
 SCHEMA = {
@@ -41,8 +42,6 @@ SCHEMA = {
     **block_tables.SCHEMA,
 }
 """Columns of `describe_kv_cache`."""
-
-_CACHES = (Category.KV_CACHE, Category.RECURRENT_STATE)
 
 
 def describe_kv_cache(attribution: Attribution) -> pl.DataFrame:
@@ -90,77 +89,26 @@ def _see_dropped_pool(forward: Forward, layers: Iterable[CacheLayer]) -> Forward
 
 def _find_layers(attribution: Attribution, forwards: list[Forward]) -> list[CacheLayer]:
     """Return the layers that ever held a cache or a state, in the order of the model."""
-    frame = attribution.allocations
-    names = frame["category"].cast(pl.String)
-    positions = np.flatnonzero(names.is_in([c.value for c in _CACHES]).to_numpy())
-    storages = attribution.blocks.storage[positions]
-    use = CacheUse(attribution.facts, set(storages.tolist()))
+    parts = share_out(attribution)
+    blocks = {key: take_blocks(attribution, own) for key, own in parts.items()}
+    storages = {int(s) for own in blocks.values() for s in own.storage}
+    use = CacheUse(attribution.facts, storages)
     calls = _find_calls(attribution, forwards)
     tables = BlockTables(attribution.facts)
     phases = {forward.number: forward.phase for forward in forwards}
-    paths = frame["layer"].cast(pl.String).gather(positions).fill_null("").to_list()
-    shares: dict[tuple[str, str], list[tuple[int, int, int]]] = {}
-    for position, path, category in zip(
-        positions.tolist(), paths, names.gather(positions).to_list(), strict=True
-    ):
-        is_state = category == Category.RECURRENT_STATE
-        storage = int(attribution.blocks.storage[position])
-        owners = _find_writers(use, storage, None if is_state else calls)
-        owners = owners if len(owners) > 1 else [path]
-        for turn, owner in enumerate(owners):
-            shares.setdefault((owner, category), []).append((position, turn, len(owners)))
     return [
         CacheLayer(
             path,
-            Category(category),
-            _take_blocks(attribution, own),
+            category,
+            own,
             use,
             calls.get(path, {}),
             latent=attribution.kept.latent,
             tables=tables,
             is_continued=phases.get(min(calls.get(path, {0}))) == Phase.DECODE,
         )
-        for (path, category), own in shares.items()
+        for (path, category), own in blocks.items()
     ]
-
-
-def _find_writers(use: CacheUse, storage: int, layers: Iterable[str] | None) -> list[str]:
-    """Return the layers that write in place into a storage, as into a pool for all of them.
-
-    Args:
-        use: What the run's ops do with it.
-        storage: Its number.
-        layers: Paths to choose from; without, any module is one.
-    """
-    facts = use.facts
-    writers = [facts.module_paths[facts.op_module[write.op]] for write in use.writes_of(storage)]
-    paths = list(dict.fromkeys(writers))
-    if layers is None:
-        return paths
-    return [
-        layer
-        for layer in layers
-        if any(path == layer or path.startswith(f"{layer}.") for path in paths)
-    ]
-
-
-def _take_blocks(attribution: Attribution, shares: list[tuple[int, int, int]]) -> OwnBlocks:
-    """Return blocks by position; of one that layers share, a part, to the byte in sum."""
-    positions, turn, parts = np.array(shares, np.int64).T
-    frame = attribution.allocations
-
-    def share(column: str) -> Ints:
-        whole = frame[column].to_numpy()[positions]
-        part: Ints = whole // parts + (turn < whole % parts)
-        return part
-
-    return OwnBlocks(
-        storage=attribution.blocks.storage[positions],
-        size_bytes=share("size_bytes"),
-        needed_bytes=share("requested_bytes"),
-        start=frame["start"].to_numpy()[positions],
-        end=frame["end"].to_numpy()[positions],
-    )
 
 
 def _find_calls(
@@ -190,13 +138,13 @@ def _find_copies(attribution: Attribution, layers: Iterable[CacheLayer]) -> dict
         for storage in layer.blocks.storage
     }
     copies = find_copies(attribution, caches)
-    found: dict[str, list[tuple[int, int, int]]] = {}
+    found: dict[str, list[Part]] = {}
     if copies:
         of_copies = np.isin(attribution.blocks.storage, list(copies))
         for position in np.flatnonzero(of_copies).tolist():
             layer = copies[int(attribution.blocks.storage[position])]
             found.setdefault(layer, []).append((position, 0, 1))
-    return {path: _take_blocks(attribution, own) for path, own in found.items()}
+    return {path: take_blocks(attribution, own) for path, own in found.items()}
 
 
 def _describe(

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 
+import numpy as np
 import polars as pl
 
 from attnprof.analysis.backends import explain_backend
+from attnprof.analysis.cache_shares import share_out, take_blocks
 from attnprof.attribution.attribute import Attribution
 from attnprof.attribution.calls import AttentionCall
-from attnprof.attribution.facts import ITEM_BYTES, Facts
+from attnprof.attribution.facts import ITEM_BYTES, Facts, Ints
 from attnprof.attribution.products import INTEGERS
 from attnprof.attribution.scans import find_networks
 from attnprof.vocabulary import AttentionKind, Category
@@ -54,7 +56,7 @@ def describe_layers(attribution: Attribution) -> pl.DataFrame:
     others = by_layer.keys() | find_networks(attribution.facts, attribution.kept.state)
     rows += [
         _describe_recurrent(layer, blocks)
-        for layer in blocks.layers_with(Category.RECURRENT_STATE)
+        for layer in blocks.layers_with_states()
         if layer not in others
     ]
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
@@ -77,6 +79,9 @@ class _LayerBytes:
             for number, start, end in saved.agg(
                 pl.col("start").min(), pl.col("end").max()
             ).iter_rows()
+        }
+        self._caches = {
+            key: take_blocks(attribution, parts) for key, parts in share_out(attribution).items()
         }
         self._frame = frame.select(
             pl.col("layer", "category").cast(pl.String), "size_bytes", "start", "end"
@@ -112,20 +117,27 @@ class _LayerBytes:
         own = self._frame.filter(
             (pl.col("layer") == layer) & pl.col("category").is_in([c.value for c in categories])
         )
-        if own.is_empty():
-            return 0
-        changes = pl.concat(
-            [
-                own.select(at="start", rank=pl.lit(1), change="size_bytes"),
-                own.select(at="end", rank=pl.lit(0), change=-pl.col("size_bytes")),
-            ]
-        ).sort("at", "rank")
-        return int(changes["change"].cum_sum().max())  # type: ignore[arg-type]  # not empty
+        return _find_most(*(own[name].to_numpy() for name in ("start", "end", "size_bytes")))
 
-    def layers_with(self, category: Category) -> list[str]:
-        """Return the layers that ever held bytes of a category."""
-        found = self._frame.filter(pl.col("category") == category.value)
-        return sorted(layer for layer in found["layer"].unique().to_list() if layer)
+    def most_cached(self, layer: str) -> int:
+        """Return the most bytes of KV cache that a layer held at once, its parts of shared ones."""
+        own = self._caches.get((layer, Category.KV_CACHE))
+        return _find_most(own.start, own.end, own.size_bytes) if own else 0
+
+    def layers_with_states(self) -> list[str]:
+        """Return the layers that ever held a recurrent state."""
+        return sorted(
+            layer
+            for layer, category in self._caches
+            if layer and category is Category.RECURRENT_STATE
+        )
+
+
+def _find_most(start: Ints, end: Ints, size_bytes: Ints) -> int:
+    """Return the most bytes of some blocks that were live at once."""
+    at = np.concatenate([end, start])  # at one instant what ends goes first
+    changes = np.concatenate([-size_bytes, size_bytes])[np.argsort(at, kind="stable")]
+    return int(changes.cumsum().max(initial=0))
 
 
 def _describe_layer(
@@ -155,7 +167,7 @@ def _describe_layer(
         "saved_softmax_bytes": blocks.sum_storages(saved),
         "scores_peak_bytes": blocks.peak_of(layer, Category.ATTENTION_SCORES, Category.SOFTMAX),
         "mask_bytes": max(blocks.size_of(p.mask_rows) for p in pairs),
-        "kv_cache_bytes": blocks.peak_of(layer, Category.KV_CACHE),
+        "kv_cache_bytes": blocks.most_cached(layer),
         "predicted_saved_bytes": sum(_predict_saved(p, blocks.facts) for p in keeping),
         "backend_reason": explain_backend(blocks.facts, speaker),
     }

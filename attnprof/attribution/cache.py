@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -10,8 +10,10 @@ from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Facts, Signature
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.origins import Origin
+from attnprof.attribution.paths import common_path
 from attnprof.attribution.phases import Timeline
 from attnprof.attribution.products import CONVOLUTIONS, INDEXING, is_product
+from attnprof.attribution.sharing import find_sharers
 from attnprof.vocabulary import AttentionKind, Role
 
 _APPENDING = re.compile(r"^(cat|index_copy|index_put|copy|slice_scatter|scatter|index_add|stack)")
@@ -26,6 +28,15 @@ class Kept:
     state: dict[int, str]
     latent: frozenset[int] = frozenset()
     """Of the cache, what K and V are projected from anew for every call that attends."""
+    shared: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """The layers of storages that several write into."""
+
+    def layer_of(self, storage: int) -> str:
+        """Return the layer of a storage; of several that share it, the module around them."""
+        found = self.shared.get(storage)
+        if found:
+            return common_path([*found])
+        return self.cache[storage] if storage in self.cache else self.state[storage]
 
 
 def find_kept(facts: Facts, flow: Flow, timeline: Timeline, calls: list[AttentionCall]) -> Kept:
@@ -58,7 +69,9 @@ def find_kept(facts: Facts, flow: Flow, timeline: Timeline, calls: list[Attentio
         around = [layer for layer in layers if f"{state[storage]}.".startswith(f"{layer}.")]
         cache[storage] = around[-1] if around else state[storage]
     _follow_copies(facts, cache)
-    return Kept(cache, {s: state[s] for s in state if s not in cache}, frozenset(latent))
+    state = {storage: state[storage] for storage in state if storage not in cache}
+    attending = list(dict.fromkeys(call.layer for call in calls))
+    return Kept(cache, state, frozenset(latent), find_sharers(facts, cache, state, attending))
 
 
 def _add_habitual(facts: Facts, forwards: "_Forwards", cache: dict[int, str]) -> None:

@@ -72,10 +72,12 @@ def label_storages(
         identities: What each storage is known to be.
     """
     labels = Labels(facts.storage_count)
-    for storage, layer in kept.cache.items():  # also where a module registered it as a buffer
-        labels.put(storage, Category.KV_CACHE, layer)
+    for storage in kept.cache:  # also where a module registered it as a buffer
+        labels.put(storage, Category.KV_CACHE, kept.layer_of(storage))
     _label_identities(facts, identities, labels)
-    for storage, layer in (*kept.state.items(), *carried.items()):
+    for storage in kept.state:
+        labels.put(storage, Category.RECURRENT_STATE, kept.layer_of(storage))
+    for storage, layer in carried.items():
         labels.put(storage, Category.RECURRENT_STATE, layer)
     for call in calls:
         _label_call(facts, flow, call, labels)

@@ -1,0 +1,90 @@
+"""One tensor for the caches, or the states, of all of a model's layers."""
+
+import torch
+from torch import Tensor, nn
+
+import attnprof
+from attnprof.run import Run
+
+BATCH, HEADS, HEAD_DIM, LAYERS, ROOM = 2, 3, 8, 3, 32
+WIDTH = HEADS * HEAD_DIM
+PROMPT = 9
+
+
+class Layer(nn.Module):
+    """Attention that keeps K and V in its part of a tensor (layers, 2, B, H, room, D)."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number, self.project = number, nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, x: Tensor, cache: Tensor, start: int) -> Tensor:
+        end = start + x.shape[1]
+        query, *new = self.project(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        for part, value in zip(cache[self.number], new, strict=True):
+            part[:, :, start:end] = value
+        keys, values = cache[self.number, :, :, :, :end]
+        mixed: Tensor = ((query @ keys.mT).softmax(-1) @ values).transpose(1, 2).flatten(2)
+        return x + mixed
+
+
+class Recurrent(nn.Module):
+    """Linear attention that keeps its state in its part of a tensor (layers, B, H, D, D)."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number, self.project = number, nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, x: Tensor, states: Tensor, start: int) -> Tensor:
+        q, k, v = self.project(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        state = states[self.number]
+        state += k.exp().mT @ v
+        return x + (q.exp() @ state).transpose(1, 2).flatten(2)
+
+
+class Model(nn.Module):
+    def __init__(self, kind: type[Layer] | type[Recurrent]) -> None:
+        super().__init__()
+        self.embed, self.layers = nn.Embedding(31, WIDTH), nn.ModuleList(map(kind, range(LAYERS)))
+
+    def forward(self, ids: Tensor, kept: Tensor, start: int) -> Tensor:
+        x: Tensor = self.embed(ids)
+        for layer in self.layers:
+            x = layer(x, kept, start)
+        return x
+
+
+def decode(kind: type[Layer] | type[Recurrent], *shape: int) -> Run:
+    model = Model(kind)
+    with torch.no_grad(), attnprof.trace(samples_per_second=0) as tracer:
+        kept = torch.zeros(LAYERS, *shape)
+        for start in (0, PROMPT, PROMPT + 1):
+            model(torch.randint(31, (BATCH, 1 if start else PROMPT)), kept, start)
+    return tracer.run
+
+
+def test_a_tensor_that_all_layers_write_into_is_none_of_theirs_alone() -> None:
+    run = decode(Layer, 2, BATCH, HEADS, ROOM, HEAD_DIM)
+    whole = 4 * LAYERS * 2 * BATCH * HEADS * ROOM * HEAD_DIM
+    names = [f"layers.{i}" for i in range(LAYERS)]
+    by_layer = run.peak().by_layer()
+    held = by_layer.filter(by_layer["category"] == "kv_cache")
+    assert held.select("layer", "size_bytes").rows() == [("layers", whole)]
+    layers = run.layers()
+    assert layers["layer"].to_list() == names
+    assert layers["kv_cache_bytes"].to_list() == [whole // LAYERS] * LAYERS
+    cache = run.kv_cache()
+    assert cache["layer"].to_list() == names * 3
+    assert set(cache["held_bytes"]) == {whole // LAYERS}
+    assert cache["tokens"].to_list() == [PROMPT + i for i in range(3) for _ in range(LAYERS)]
+
+
+def test_states_of_all_layers_in_one_tensor_are_shared_out() -> None:
+    run = decode(Recurrent, BATCH, HEADS, HEAD_DIM, HEAD_DIM)
+    whole = 4 * LAYERS * BATCH * HEADS * HEAD_DIM * HEAD_DIM
+    assert run.layers()["kind"].to_list() == ["linear"] * LAYERS
+    cache = run.kv_cache()
+    assert (
+        cache.select("layer", "category", "held_bytes").rows()
+        == [(f"layers.{i}", "recurrent_state", whole // LAYERS) for i in range(LAYERS)] * 3
+    )
