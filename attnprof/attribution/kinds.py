@@ -21,6 +21,10 @@ _CHOOSING = frozenset({"index", "index_select", "gather", "take", "take_along_di
 _WINDOWS = re.compile(r"(max|avg)_pool\dd")
 """Ops that pool windows of a given size; others (means, adaptive pools) leave a given number."""
 
+_ADAPTIVE = re.compile(r"_?adaptive_(max|avg)_pool\dd")
+_FARTHEST = 16
+"""Ops between a pool and keys projected from what it left: norms, activations, a convolution."""
+
 
 def judge_kinds(facts: Facts, flow: Flow, calls: list[AttentionCall]) -> None:
     """Tell bands, windows and pooled keys among the calls that are taken for materialised."""
@@ -31,7 +35,7 @@ def judge_kinds(facts: Facts, flow: Flow, calls: list[AttentionCall]) -> None:
             together.setdefault((call.layer, scope), []).append(call)
     sequences = Sequences(facts, flow, [call for group in together.values() for call in group])
     for group in together.values():
-        judged = [_judge(facts, call, group, sequences.count(call)) for call in group]
+        judged = [_judge(facts, flow, call, group, sequences.count(call)) for call in group]
         for call, kind in zip(group, judged, strict=True):
             call.kind = kind
 
@@ -85,19 +89,21 @@ def _reads_empty_state(facts: Facts, flow: Flow, op: int, shapes: set[tuple[int,
 
 
 def _judge(
-    facts: Facts, call: AttentionCall, group: list[AttentionCall], outer: int
+    facts: Facts, flow: Flow, call: AttentionCall, group: list[AttentionCall], outer: int
 ) -> AttentionKind:
     """Return the kind of a call.
 
     Args:
         facts: The run's tables.
+        flow: What its tensors are made from.
         call: The call.
         group: Those of the same layer's call, this one among them.
         outer: How many sequences its keys are from; 0 if unknown.
     """
     tokens, is_pooled = _count_tokens(facts, call, outer)
     if not tokens or call.k_len >= tokens:
-        return AttentionKind.MATERIALISED
+        are_few = call.k_len < call.q_len and _are_pooled_to_number(facts, flow, call)
+        return AttentionKind.LOW_RANK if are_few else AttentionKind.MATERIALISED
     scores = _count_scores(facts, call)
     if _has_windows(facts, call, outer):
         is_band = scores < call.batch * call.heads * call.q_len * tokens
@@ -156,3 +162,20 @@ def _count_tokens(facts: Facts, call: AttentionCall, outer: int) -> tuple[int, b
         is_smaller = signature.numel < facts.signature_of(row).numel
         is_pooled |= is_smaller and name not in _CHOOSING
     return 0, False
+
+
+def _are_pooled_to_number(facts: Facts, flow: Flow, call: AttentionCall) -> bool:
+    """Return whether K was projected from tokens pooled to a number that the program gives."""
+    row = call.keys_row
+    for _ in range(_FARTHEST):
+        made = int(facts.producer_row[row])
+        if made < 0:
+            return False
+        op = int(facts.row_op[made])
+        if _ADAPTIVE.fullmatch(facts.short_names[facts.code[op]]):
+            return True
+        inputs = [r for r in facts.rows_in(op) if flow.origin_of_input(r) is Origin.ACTIVATION]
+        if not inputs:
+            return False
+        row = max(inputs, key=lambda r: facts.signature_of(r).numel)
+    return False
