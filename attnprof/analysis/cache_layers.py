@@ -335,7 +335,8 @@ class CacheLayer:
         if self._is_latent:
             return CacheKind.LATENT
         lengths = {call.k_len for call in self._calls.values()}
-        if len(self._calls) > 1 and len(lengths) == 1 and not self._is_extended:
+        is_constant = len(self._calls) > 1 and len(lengths) == 1 and not self._is_extended
+        if is_constant and any(map(self._is_read_again, forwards)):
             return CacheKind.CROSS
         # After its own forwards: what is cropped later is no window.
         is_sliced = any(
@@ -344,6 +345,15 @@ class CacheLayer:
             if forward.number in self._calls
         )
         return CacheKind.WINDOW if is_sliced else CacheKind.GROWN
+
+    def _is_read_again(self, forward: Forward) -> bool:
+        """Return whether a forward that attends uses what was there before it."""
+        begin, end = forward.enter_op, forward.exit_op
+        return forward.number in self._calls and any(
+            self._use.is_used(storage, begin, end)
+            for storage in self._storages
+            if not begin <= self._use.facts.born_by[storage] < end
+        )
 
     @cached_property
     def _is_extended(self) -> bool:

@@ -329,3 +329,26 @@ def test_one_cache_is_followed_through_moves_and_stays_with_its_layers() -> None
             truth.append(measure(past))
     assert held_by_forward(tracer.run) == [h.held_bytes for h in truth]
     assert set(tracer.run.kv_cache()["layer"]) == {f"layers.{n}" for n in range(LAYERS)}
+
+
+class Exposing(nn.Module):
+    """Attention that leaves its last K and V where a tool can look at them; nothing reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(16, 48)
+        self.last: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries, keys, values = self.project(x).chunk(3, -1)
+        self.last = keys, values
+        mixed: Tensor = (queries @ keys.mT).softmax(-1) @ values
+        return mixed
+
+
+def test_keys_that_no_later_forward_reads_are_not_those_of_another_sequence() -> None:
+    layer = Exposing()
+    with attnprof.trace(samples_per_second=0) as tracer, torch.no_grad():
+        for _ in range(3):
+            layer(torch.randn(2, 9, 16))
+    assert tracer.run.kv_cache()["kind"].to_list() == ["grown"] * 3
