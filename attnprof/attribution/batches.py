@@ -38,6 +38,8 @@ class _Data:
 
 _REPEATING = frozenset({"repeat", "repeat_interleave", "index_select", "index", "cat"})
 """Ops that may put the same sequence into a batch several times, or batches together."""
+_GATHERING = frozenset({"gather", "index", "take_along_dim"})
+"""Ops that take other elements for each place of an expanded view."""
 
 
 class Sequences:
@@ -104,21 +106,42 @@ class Sequences:
         It is repeated in the view that is read, or by the op that wrote it, from what that read.
         """
         facts = self._facts
-        times = Fraction(_count_expanded(facts.signature_of(row)))
-        if made < 0:
+        times = Fraction(self._count_expanded(row))
+        operand = self._choose_operand(int(facts.row_op[made])) if made >= 0 else -1
+        if operand < 0:
             return times
-        operand = self._choose_operand(int(facts.row_op[made]))
-        written = facts.signature_of(made).shape
-        given = facts.signature_of(operand).shape if operand >= 0 else ()
-        if len(written) < 3 or written[1:] != given[1:] or not given[0]:
+        written, given = map(facts.signature_of, (made, operand))
+        if len(written.shape) < 3 or len(written.shape) != len(given.shape) or not given.numel:
             return times
-        if given[0] > 1:  # one that meets a batch becomes one
-            if facts.short_names[facts.code[facts.row_op[made]]] not in _REPEATING:
-                return times
-            before = int(facts.producer_row[operand])
-            if before >= 0 and facts.signature_of(before).numel > math.prod(given):
-                return times  # pieces of one tensor, as of a sequence that is cut into windows
-        return times * max(Fraction(1), Fraction(written[0], given[0]))
+        name = facts.short_names[facts.code[facts.row_op[made]]]
+        before = int(facts.producer_row[operand])
+        if name == "cat" and before >= 0 and facts.signature_of(before).numel > given.numel:
+            return times  # pieces of one tensor, as of a sequence that is cut into windows
+        if given.shape[0] > 1 and name not in _REPEATING:  # one that meets a batch becomes one
+            return times
+        longer = max(Fraction(1), Fraction(written.numel, given.numel))
+        is_batch = written.shape[1:] == given.shape[1:]
+        # Sequences repeated as a whole are read as so many, whichever dimension they are in first.
+        is_batch |= name == "repeat" and written.shape[2:] == given.shape[2:]
+        return times * longer if is_batch else times
+
+    def _count_expanded(self, row: int) -> int:
+        """Return how often a view (B, repeats, …, T, D) or (repeats, B, …, T, D) shows a batch.
+
+        What it shows repeatedly behind these two are heads, rows or columns. What is gathered from
+        differs, and what one operand repeats another may not, as of pairs of tokens.
+        """
+        facts, op = self._facts, int(self._facts.row_op[row])
+        shape = facts.signature_of(row).shape
+        if facts.short_names[facts.code[op]] in _GATHERING:
+            return 1
+        views = [facts.signature_of(r) for r in facts.rows_in(op)]
+        strides = [view.stride for view in views if view.shape == shape]
+        return math.prod(
+            size
+            for i, size in enumerate(shape[: len(shape) - 2][:2])
+            if not any(stride[i] for stride in strides)
+        )
 
     def _choose_operand(self, op: int) -> int:
         """Return the operand row that is followed: values, not what they are weighed by."""
@@ -164,18 +187,6 @@ class Sequences:
             1 if is_wider else used.numel // max(1, given.numel)
         )  # two views of a batch are put together
         return _Data(given.shape, given.shape[0] * max(1, repeats))
-
-
-def _count_expanded(read: Signature) -> int:
-    """Return how often a view (B, repeats, …, T, D) or (repeats, B, …, T, D) shows a batch.
-
-    What it shows repeatedly behind these two are heads, rows or columns.
-    """
-    return math.prod(
-        size
-        for size, stride in zip(read.shape[: len(read.shape) - 2][:2], read.stride, strict=False)
-        if stride == 0
-    )
 
 
 def _name(call: AttentionCall) -> tuple[object, ...]:

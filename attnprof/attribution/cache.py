@@ -219,7 +219,7 @@ def _walk_keys(facts: Facts, flow: Flow, call: AttentionCall, begin: int) -> dic
         if not _may_be_kept(facts, flow, row, made):
             continue
         if made < 0:
-            if flow.is_grown(row):
+            if _is_grown(facts, row):
                 found.setdefault(storage, projected)
             continue
         op = int(facts.row_op[made])
@@ -337,6 +337,14 @@ def _habit(facts: Facts, storage: int, writer: int) -> tuple[int, int, str, int]
     signature = facts.signature_of(row) if row >= 0 else Signature((), (), "", 0)
     module, code = int(facts.op_module[writer]), int(facts.code[writer])
     return module, code, signature.dtype, len(signature.shape)
+
+
+def _is_grown(facts: Facts, row: int) -> bool:
+    """Return whether the op of a row appends to, or writes into, the row's storage."""
+    op = int(facts.row_op[row])
+    storage = facts.storage[row]
+    is_written = any(facts.storage[r] == storage for r in facts.rows_out(op))
+    return facts.short_names[facts.code[op]] == "cat" or is_written
 
 
 def _find_originals(facts: Facts) -> dict[int, int]:

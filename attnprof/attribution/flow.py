@@ -104,13 +104,6 @@ class Flow:
             return self.origin_of_input(row)
         return self.origin.get(row, Origin.ACTIVATION)
 
-    def is_grown(self, row: int) -> bool:
-        """Return whether the op of a row appends to, or writes into, the row's storage."""
-        name = self._facts.short_names[self._facts.code[self._facts.row_op[row]]]
-        storage = self._facts.storage[row]
-        outs = self._facts.rows_out(int(self._facts.row_op[row]))
-        return name == "cat" or any(self._facts.storage[r] == storage for r in outs)
-
     def bits_of_input(self, row: int) -> Bits:
         """Return where the dimensions of the tensor in an input row come from."""
         facts = self._facts
@@ -191,30 +184,30 @@ class Flow:
     def _take_sides_of_one(self, op: int, rows: range, out: range, bits: list[Bits]) -> None:
         """Where an op adds scores of several products, let one of them say which side is which.
 
-        The rows of a transposed position score are keys, and a relative shift mixes both sides;
-        the operand with the cleanest sides speaks, the others are position scores.
+        The rows of a transposed position score are keys, a relative shift mixes both sides, and
+        distances have no heads before slopes give them some; the operand with the cleanest sides,
+        and of those the one that was the largest from the first, speaks. The others are biases.
         """
         numbers = [self._pair_of_input(row) for row in rows]
         found = self._find_going_on(op, rows, numbers)
-        numbers = [n if n in found else None for n in numbers]
         if len(found) < 2 or not len(out):
             return
+        held = {i: n for i, n in enumerate(numbers) if n is not None and n in found}
         size = self._facts.signature_of(out[0]).numel
-        if any(
-            self._facts.signature_of(row).numel != size
-            for row, number in zip(rows, numbers, strict=True)
-            if number is not None
-        ):
+        if any(self._facts.signature_of(rows[i]).numel != size for i in held):
             return  # pieces of one score matrix, put together
-        held = [i for i, n in enumerate(numbers) if n is not None]
-        speaker = max(held, key=lambda i: (has_clean_sides(bits[i]), -(numbers[i] or 0)))
-        chosen = numbers[speaker]
-        assert chosen is not None
-        for i in held:
-            if numbers[i] != chosen:
+        own = {n: min(size, self._facts.signature_of(self._first_output(n)).numel) for n in found}
+        speaker = max(held, key=lambda i: (has_clean_sides(bits[i]), own[held[i]], -held[i]))
+        chosen = held[speaker]
+        for i, number in held.items():
+            if number != chosen:
                 bits[i] = axes.without_sides(bits[i])
         for number in found - {chosen}:
             self._pairs.put_aside(number, chosen)
+
+    def _first_output(self, number: int) -> int:
+        """Return the output row of a pair's first product."""
+        return self._facts.rows_out(self._pairs[number].firsts[0])[0]
 
     def _bits_of_output(
         self, row: int, kind: int, rows: range, origins: list[Origin], bits: list[Bits]
@@ -296,12 +289,17 @@ class Flow:
         if len(numbers) < 2:
             return numbers
         numbers = {n for n in numbers if not self._pairs.is_read(n)}
-        scope = int(self._facts.scope[op])
+        scope, producer = int(self._facts.scope[op]), self._facts.producer_row
         inside = {n for n in numbers if self._facts.ran_within(self._pairs[n].firsts[0], scope)}
         if not inside:
             return numbers
-        outside = zip(rows, met, strict=True)
-        shared = {n for row, n in outside if n not in inside and self._readers.is_shared(row)}
+        shared = {
+            number
+            for row, number in zip(rows, met, strict=True)
+            if number is not None
+            and number not in inside
+            and any(map(self._readers.is_shared, (producer[row], self._first_output(number))))
+        }
         return numbers - shared
 
     def _forget_sides(self, rows: Iterable[int]) -> None:

@@ -23,12 +23,12 @@ class Readers:
         return facts.storage[rows], facts.scope[facts.row_op[rows]]
 
     def is_shared(self, row: int) -> bool:
-        """Return whether calls of several modules read the tensor in an input row.
+        """Return whether calls of several modules read what an output row wrote.
 
         That of the module that made it does not count.
         """
         facts = self._facts
         storages, scopes = self._scopes
         first, last = np.searchsorted(storages, facts.storage[row] + np.array([0, 1]))
-        maker = facts.scope[facts.row_op[facts.producer_row[row]]]
+        maker = facts.scope[facts.row_op[row]]
         return len(np.setdiff1d(scopes[first:last], [maker])) > 1

@@ -47,9 +47,8 @@ def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> No
         call.heads = signature.numel // max(1, q_len * k_len * signature.shape[0])
     call.batch = max(1, signature.numel // max(1, q_len * k_len * call.heads))
     call.dtype = signature.dtype
+    call.k_len = min(call.k_len, _count_met(facts, pair, call))
     is_left = operand == left_factor
-    met = facts.signature_of(operand).shape[-1 if is_left else -2]
-    call.k_len = min(call.k_len, _count_met(facts, pair, call) or met)
     values = facts.signature_of(right_factor if is_left else left_factor).shape
     call.value_dim = values[-1 if is_left else -2]
     keys = first_right if key_side == RIGHT else first_left
@@ -60,6 +59,8 @@ def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> No
         -1 if key_side == RIGHT else -2
     ]
     shared //= max(1, call.batch * min(call.k_len, columns) * call.head_dim)
+    if repeats > 1:
+        shared = _count_repeated_heads(facts, flow, keys, head_dim) or shared
     is_shared = 0 < shared <= call.heads and call.heads % shared == 0
     call.kv_heads = shared if is_shared else max(1, call.heads // repeats)
     fixed_keys = key_bits & TOKEN == 0 and key_bits & FEATURE and not query_bits & FEATURE
@@ -73,26 +74,38 @@ def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> No
 def _choose_principal(facts: Facts, pair: Pair, key_side: int) -> int:
     """Return the first product that shapes are read off: of several, that with the most keys.
 
-    Others may be those of global tokens. With landmarks it is the first, which queries are in.
+    Others may be those of global tokens, or a bias without heads. With landmarks it is the first,
+    which queries are in.
     """
     firsts = [op for op in pair.firsts if op not in pair.aside] or pair.firsts
     if pair.is_chain:
         return firsts[0]
-    side = 1 if key_side == RIGHT else 0
-    return max(firsts, key=lambda op: facts.signature_of(factors(facts, op)[side]).numel)
+
+    def count_keys(op: int) -> tuple[int, int]:
+        left, right = factors(facts, op)
+        keys = facts.signature_of(right if key_side == RIGHT else left).numel
+        depth = facts.signature_of(left).shape[-1]
+        return keys // max(1, depth), facts.signature_of(facts.rows_out(op)[0]).numel
+
+    return max(firsts, key=count_keys)
 
 
 def _count_met(facts: Facts, pair: Pair, call: AttentionCall) -> int:
-    """Return how many columns of a softmax result meet values, piece by piece; 0 if unknown.
+    """Return how many columns of a softmax result meet values.
 
-    Those that only take part in the softmax (an attention sink) meet none. Pieces meet values of
-    their own, as of global and of local tokens.
+    Those that only take part in the softmax (an attention sink) meet none. Pieces with all rows may
+    meet values of their own, as of global and of local tokens; other pieces are of some rows.
     """
-    read = sum(facts.signature_of(row).numel for _, row in pair.seconds)
-    written = facts.signature_of(call.result_rows[0]).numel
-    if len(call.result_rows) > 1 or read > written:
-        return 0
-    return read * call.k_len // written
+    rows = facts.signature_of(call.result_rows[0]).numel // max(1, call.k_len)
+    met, together = [], 0
+    for op, row in pair.seconds:
+        read = facts.signature_of(row)
+        columns = read.shape[-1 if row == factors(facts, op)[0] else -2]
+        met.append(columns)
+        if read.numel == rows * columns:
+            together += columns
+    is_whole = len(call.result_rows) == 1 and max(met) < together <= call.k_len
+    return together if is_whole else max(met)
 
 
 def _count_heads(facts: Facts, flow: Flow, queries: int, rest: list[tuple[int, int]]) -> int:
@@ -186,6 +199,34 @@ def count_repeats(facts: Facts, row: int) -> int:
         if written % held == 0 and _count_expanded(source) == 1:
             repeats *= written // held
     return repeats
+
+
+def _count_repeated_heads(facts: Facts, flow: Flow, row: int, head_dim: int) -> int:
+    """Return how many heads K has where it is repeated, for other heads or sequences; 0 if unknown.
+
+    Args:
+        facts: The run's tables.
+        flow: What its tensors are made from.
+        row: The input row of the first product that K is in.
+        head_dim: The features of a head.
+    """
+    for _ in range(8):
+        if _count_expanded(facts.signature_of(row)) > 1:
+            break
+        made = int(facts.producer_row[row])
+        op = int(facts.row_op[made])
+        inputs = facts.rows_in(op)
+        if made < 0 or not inputs or is_product(facts, op):
+            return 0
+        row = inputs[0]
+        if facts.signature_of(made).numel > facts.signature_of(row).numel:
+            break
+    else:
+        return 0
+    bits, shape = flow.bits_of_input(row), facts.signature_of(row).shape
+    features = math.prod(s for s, bit in zip(shape, bits, strict=True) if bit == FEATURE)
+    is_clear = not any(bit & FEATURE and bit & TOKEN for bit in bits)
+    return features // head_dim if is_clear and features % head_dim == 0 else 0
 
 
 def _count_expanded(signature: Signature) -> int:

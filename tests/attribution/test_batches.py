@@ -235,6 +235,7 @@ class Stem(nn.Module):
         self.embed, self.project, self.attention = (
             nn.Embedding(31, WIDTH), nn.Linear(48, WIDTH), Attention()
         )  # fmt: skip
+        self.mix, self.join = nn.Linear(WIDTH, WIDTH), nn.Linear(2 * WIDTH, WIDTH)
 
     def forward(self, data: Tensor) -> Tensor:
         x = self.stem(self, data)
@@ -257,6 +258,24 @@ def draw_each_thrice(layer: Stem, ids: Tensor) -> Tensor:
 
 def draw_each_token_thrice(layer: Stem, ids: Tensor) -> Tensor:
     return layer.embed(ids).repeat_interleave(3, 1)
+
+
+def repeat_prompts(layer: Stem, ids: Tensor) -> Tensor:
+    return layer.embed(ids).repeat(1, 3, 1).view(3 * len(ids), -1, WIDTH)
+
+
+def take_neighbours(layer: Stem, ids: Tensor) -> Tensor:
+    x = layer.embed(ids)
+    nearest = torch.cdist(x, x).topk(6, largest=False).indices[..., None].expand(-1, -1, -1, WIDTH)
+    near = torch.gather(x[:, None].expand(-1, x.shape[1], -1, -1), 2, nearest)
+    return layer.mix(near).flatten(0, 1)
+
+
+def put_pairs(layer: Stem, ids: Tensor) -> Tensor:
+    x = layer.embed(ids)
+    tokens = x.shape[1]
+    sides = x[:, None].expand(-1, tokens, -1, -1), x[:, :, None].expand(-1, -1, tokens, -1)
+    return layer.join(torch.cat(sides, -1)).flatten(0, 1)
 
 
 def choose(layer: Stem, ids: Tensor) -> Tensor:
@@ -295,6 +314,10 @@ def make_waves(layer: Stem, points: Tensor) -> Tensor:
         (draw_each_thrice, 0, torch.randint(31, (4, 64)), ("materialised", 12, HEADS, 64, 64)),
         (draw_each_thrice, 8, torch.randint(31, (4, 64)), ("banded", 96, HEADS, 8, 8)),
         (draw_each_token_thrice, 64, torch.randint(31, (4, 64)), ("banded", 12, HEADS, 64, 64)),
+        (repeat_prompts, 0, torch.randint(31, (4, 64)), ("materialised", 12, HEADS, 64, 64)),
+        (take_neighbours, 0, torch.randint(31, (4, 20)), ("banded", 80, HEADS, 6, 6)),
+        (put_pairs, 0, torch.randint(31, (4, 7)), ("banded", 28, HEADS, 7, 7)),
+        (cut_up, 0, torch.randint(31, (1, 64)), ("banded", 8, HEADS, 8, 8)),
         (choose, 0, torch.randint(31, (4, 64)), ("materialised", 8, HEADS, 64, 64)),
         (add_one, 0, torch.randint(31, (4, 64)), ("materialised", 5, HEADS, 64, 64)),
         (add_to_each_of_five, 0, torch.randint(31, (4, 64)), ("materialised", 5, HEADS, 64, 64)),

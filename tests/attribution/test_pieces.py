@@ -1,5 +1,6 @@
 """Attention whose scores come from several products, or meet values piece by piece."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import attnprof
 
 HEADS, WIDTH, BATCH = 4, 48, 3
 Row = tuple[object, ...]
+Mix = Callable[[Tensor, Tensor], Tensor]
+Repeat = Callable[[Tensor], Tensor]
 
 
 def list_rows(model: nn.Module, **inputs: Tensor) -> dict[str, Row]:
@@ -91,3 +94,155 @@ class Sink(nn.Module):
 def test_sink_is_no_key_where_values_are_met_in_several_products(twice: bool) -> None:
     rows = list_rows(Sink(twice=twice), x=torch.randn(BATCH, 20, WIDTH))
     assert rows == {"": ("materialised", BATCH, HEADS, HEADS, 20, 20)}
+
+
+class Mixed(nn.Module):
+    """Scores in which a part of the rows or of the heads is left when they meet values."""
+
+    def __init__(self, mix: Mix) -> None:
+        super().__init__()
+        self.project, self.mix = nn.Linear(WIDTH, 3 * WIDTH), mix
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        q, k, v = self.project(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        return (self.mix((q @ k.mT).softmax(-1), v),)
+
+
+def subtract(weights: Tensor, values: Tensor) -> Tensor:
+    """Do as the Differential Transformer."""
+    first, second = weights.unflatten(1, (-1, 2)).unbind(2)
+    return (first - 0.3 * second) @ values.unflatten(1, (-1, 2)).transpose(2, 3).flatten(3)
+
+
+def average(weights: Tensor, values: Tensor) -> Tensor:
+    """Do as the Temporal Fusion Transformer, whose heads share their values."""
+    return weights.mean(1) @ values[:, 0]
+
+
+def prune(weights: Tensor, values: Tensor) -> Tensor:
+    return weights[:, [0, 2, 3]] @ values[:, [0, 2, 3]]
+
+
+def ask_for_one(weights: Tensor, values: Tensor) -> Tensor:
+    return weights[:, :, :1] @ values
+
+
+def attend_in_causal_chunks(weights: Tensor, values: Tensor) -> Tensor:
+    chunks = [weights[:, :, i : i + 10, : i + 10] @ values[:, :, : i + 10] for i in (0, 10)]
+    return torch.cat(chunks, 2)
+
+
+@pytest.mark.parametrize("mix", [subtract, average, prune, ask_for_one, attend_in_causal_chunks])
+def test_rows_and_heads_that_are_left_out_are_no_keys(mix: Mix) -> None:
+    rows = list_rows(Mixed(mix), x=torch.randn(BATCH, 20, WIDTH))
+    assert rows == {"": ("materialised", BATCH, HEADS, HEADS, 20, 20)}
+
+
+class Biased(nn.Module):
+    """A bias of products, or of distances, of tokens; made before the scores or after them."""
+
+    def __init__(self, *, is_first: bool, of_distances: bool) -> None:
+        super().__init__()
+        self.is_first, self.of_distances = is_first, of_distances
+        self.project, self.features = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
+        self.slopes = nn.Parameter(torch.rand(HEADS, 1, 1))
+
+    def make_bias(self, x: Tensor, places: Tensor) -> Tensor:
+        if self.of_distances:
+            return torch.cdist(places, places)[:, None] * self.slopes
+        features: Tensor = self.features(x)
+        return (features @ features.mT)[:, None]
+
+    def forward(self, x: Tensor, places: Tensor) -> tuple[Tensor]:
+        q, k, v = self.project(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        if self.is_first:
+            bias = self.make_bias(x, places)
+        scores = q @ k.mT
+        if not self.is_first:
+            bias = self.make_bias(x, places)
+        return ((scores - bias).softmax(-1) @ v,)
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+@pytest.mark.parametrize("of_distances", [False, True])
+def test_bias_made_of_tokens_is_not_taken_for_the_scores(
+    is_first: bool, of_distances: bool
+) -> None:
+    model = Biased(is_first=is_first, of_distances=of_distances)
+    with attnprof.trace(samples_per_second=0) as tracer:
+        x, places = torch.randn(BATCH, 20, WIDTH), torch.randn(BATCH, 20, 3)
+        model(x, places)[0].square().mean().backward()
+    columns = ("kind", "batch", "heads", "kv_heads", "q_len", "k_len", "head_dim")
+    expected = ("materialised", BATCH, HEADS, HEADS, 20, 20, WIDTH // HEADS)
+    assert tracer.run.layers().select(columns).rows() == [expected]
+
+
+class Slopes(nn.Module):
+    """Layers that weigh the same distances of tokens, each by its own slopes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([SlopedLayer(), SlopedLayer()])
+
+    def forward(self, x: Tensor, places: Tensor) -> tuple[Tensor]:
+        distances = torch.cdist(places, places)[:, None]
+        for layer in self.layers:
+            x = x + layer(x, distances)
+        return (x,)
+
+
+class SlopedLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(WIDTH, 3 * WIDTH)
+        self.slopes = nn.Parameter(torch.rand(HEADS, 1, 1))
+
+    def forward(self, x: Tensor, distances: Tensor) -> Tensor:
+        bias = distances * self.slopes
+        q, k, v = self.project(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        mixed: Tensor = ((q @ k.mT - bias).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        return mixed
+
+
+def test_distances_that_layers_share_leave_them_apart() -> None:
+    inputs = {"x": torch.randn(BATCH, 20, WIDTH), "places": torch.randn(BATCH, 20, 3)}
+    rows = list_rows(Slopes(), **inputs)
+    expected = ("materialised", BATCH, HEADS, HEADS, 20, 20)
+    assert rows == {"layers.0": expected, "layers.1": expected}
+
+
+class Repeated(nn.Module):
+    """Cross-attention to K and V of fewer heads or fewer sequences, repeated as ``repeat`` does."""
+
+    def __init__(self, heads: int, repeat: Repeat) -> None:
+        super().__init__()
+        self.heads, self.repeat = heads, repeat
+        self.query = nn.Linear(WIDTH, WIDTH)
+        self.key_value = nn.Linear(11, 2 * heads * WIDTH // HEADS)
+
+    def forward(self, x: Tensor, source: Tensor) -> tuple[Tensor]:
+        q = self.query(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        parts = self.key_value(source).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        k, v = (self.repeat(part) for part in parts)
+        return ((q @ k.mT).softmax(-1) @ v,)
+
+
+@pytest.mark.parametrize(
+    ("heads", "sequences", "repeat"),
+    [
+        (HEADS, 2, lambda t: t.repeat_interleave(3, 0)),
+        (HEADS, 2, lambda t: t.repeat(3, 1, 1, 1)),
+        (HEADS, 1, lambda t: t),
+        (2, 6, lambda t: t.repeat_interleave(2, 1)),
+        (2, 6, lambda t: t.repeat(1, 2, 1, 1)),
+        (2, 6, lambda t: t[:, :, None].expand(-1, -1, 2, -1, -1).flatten(1, 2)),
+        (1, 6, lambda t: t),
+        (1, 6, lambda t: t.expand(-1, HEADS, -1, -1)),
+    ],
+)
+def test_repeated_sequences_are_not_repeated_heads(
+    heads: int, sequences: int, repeat: Repeat
+) -> None:
+    inputs = {"x": torch.randn(6, 20, WIDTH), "source": torch.randn(sequences, 9, 11)}
+    rows = list_rows(Repeated(heads, repeat), **inputs)
+    assert rows == {"": ("materialised", 6, HEADS, heads, 20, 9)}
