@@ -22,7 +22,7 @@ def unfold(written: Signature, bits: Bits, read: Signature) -> tuple[Factors, ..
         written: How the memory was written, with ``bits`` per dimension.
         bits: The bits of the written tensor.
         read: The view; a dimension whose range of strides is tiled by several written dimensions
-            has those as its parts, any other is its own only part, without bits.
+            has those as its parts, any other is its own only part, with bits if they agree.
     """
     sources = sorted(
         (
@@ -42,7 +42,11 @@ def unfold(written: Signature, bits: Bits, read: Signature) -> tuple[Factors, ..
                 break
             reach *= part_size
         tiled = bool(parts) and reach == stride * size
-        result.append(tuple((p, b) for _, p, b in parts) if tiled else ((size, 0),))
+        if tiled:
+            result.append(tuple((p, b) for _, p, b in parts))
+            continue
+        met = {b for s, p, b in sources if s < stride * size and stride < s * p}
+        result.append(((size, met.pop() if len(met) == 1 and stride else 0),))
     return tuple(result)
 
 

@@ -246,3 +246,26 @@ def test_repeated_sequences_are_not_repeated_heads(
     inputs = {"x": torch.randn(6, 20, WIDTH), "source": torch.randn(sequences, 9, 11)}
     rows = list_rows(Repeated(heads, repeat), **inputs)
     assert rows == {"": ("materialised", 6, HEADS, heads, 20, 9)}
+
+
+class Grouped(nn.Module):
+    """The attention of gpt-oss's reference: no batch, groups of heads as a dimension, sinks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(WIDTH, (6 + 2 + 2) * 8)
+        self.sinks = nn.Parameter(torch.randn(2, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        q, k, v = self.project(x).split([6 * 8, 2 * 8, 2 * 8], -1)
+        q = q.view(-1, 2, 3, 8)
+        k, v = (t.view(-1, 2, 1, 8).expand(-1, -1, 3, -1) for t in (k, v))
+        scores = torch.einsum("qhmd,khmd->hmqk", q, k)
+        sinks = self.sinks.expand(-1, -1, len(x), -1)
+        weights = torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
+        return (torch.einsum("hmqk,khmd->qhmd", weights, v),)
+
+
+def test_groups_of_heads_without_a_batch_are_heads() -> None:
+    rows = list_rows(Grouped(), x=torch.randn(20, WIDTH))
+    assert rows == {"": ("materialised", 1, 6, 2, 20, 20)}
