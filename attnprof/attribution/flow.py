@@ -155,12 +155,18 @@ class Flow:
                 self.origin[row] = Origin.ACTIVATION
                 self.bits[row] = axes.of_source(facts.signature_of(row), is_parameter=False)
             return
-        if facts.short_names[facts.code[op]] not in OVERWRITING:
+        made = facts.producer_row[rows.start : rows.stop].tolist()
+        scores = [row for row, writer in zip(rows, made, strict=True) if writer in self.pair_of]
+        if scores and facts.short_names[facts.code[op]] not in OVERWRITING:
             self._take_sides_of_one(op, rows, out, bits)
+        heard = self._choose_heard(out, scores) or [
+            row for row, own in zip(rows, origins, strict=True) if own == max(origins)
+        ]
         for row in out:
             self.origin[row] = origin
-            self.bits[row] = self._bits_of_output(row, kind, rows, origins, bits)
-        self._carry_pair(op, rows)
+            self.bits[row] = self._bits_of_output(row, kind, rows, bits, heard)
+        if scores:
+            self._carry_pair(op, rows)
         if self._may_be_outer[facts.code[op]]:
             self._follow_outer(op, origins, bits)
         if min(origins, default=Origin.CONSTANT) is Origin.ACTIVATION and (
@@ -209,8 +215,18 @@ class Flow:
         """Return the output row of a pair's first product."""
         return self._facts.rows_out(self._pairs[number].firsts[0])[0]
 
+    def _choose_heard(self, out: range, scores: list[int]) -> list[int]:
+        """Return the scores among an op's input rows that say what its outputs' dimensions are.
+
+        A position embedding is a parameter, but adding it makes no features of tokens. Nor does a
+        bias that was made of tokens make tokens of the heads of scores.
+        """
+        facts = self._facts
+        shapes = [facts.signature_of(row).shape for row in out[:1] if scores]
+        return [row for row in scores if facts.signature_of(row).shape in shapes]
+
     def _bits_of_output(
-        self, row: int, kind: int, rows: range, origins: list[Origin], bits: list[Bits]
+        self, row: int, kind: int, rows: range, bits: list[Bits], heard: list[int]
     ) -> Bits:
         facts = self._facts
         out = int(facts.signature[row])
@@ -219,19 +235,7 @@ class Flow:
             return axes.of_embedding(signature, bits[1])
         if kind == CONVOLUTION and bits:
             return axes.of_convolution(signature, bits[0])
-        # A position embedding is a parameter, but adding it makes no features of tokens. Nor does a
-        # bias that was made of tokens make tokens of the heads of scores.
-        top = max(origins, default=Origin.CONSTANT)
-        scores = [
-            facts.producer_row[r] in self.pair_of and facts.signature_of(r).shape == signature.shape
-            for r in rows
-        ]
-        speak = scores if any(scores) else [origin == top for origin in origins]
-        inputs = tuple(
-            (int(facts.signature[r]), b)
-            for r, speaks, b in zip(rows, speak, bits, strict=True)
-            if speaks
-        )
+        inputs = tuple((int(facts.signature[r]), bits[r - rows.start]) for r in heard)
         key = (out, inputs)
         found = self._op_memo.get(key)
         if found is None:
