@@ -140,7 +140,7 @@ class Sequences:
         return math.prod(
             size
             for i, size in enumerate(shape[: len(shape) - 2][:2])
-            if not any(stride[i] for stride in strides)
+            if size and not any(stride[i] for stride in strides)
         )
 
     def _choose_operand(self, op: int) -> int:
