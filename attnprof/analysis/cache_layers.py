@@ -249,8 +249,11 @@ class CacheLayer:
         return int(self.blocks.needed_bytes[self.blocks.storage == storage].max())
 
     def _is_own(self, op: int) -> bool:
-        path = self._use.facts.module_paths[self._use.facts.op_module[op]]
-        return not self.path or path == self.path or path.startswith(f"{self.path}.")
+        """Return whether an op is the layer's, or of a module that it calls to keep K and V."""
+        facts = self._use.facts
+        path = facts.module_paths[facts.op_module[op]]
+        is_inside = not self.path or path == self.path or path.startswith(f"{self.path}.")
+        return is_inside or facts.enclosing_call(op, self.path) >= 0
 
     @cached_property
     def _slot_bytes(self) -> int:

@@ -1,5 +1,6 @@
 """One tensor for the caches, or the states, of all of a model's layers."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -18,12 +19,34 @@ class Layer(nn.Module):
         super().__init__()
         self.number, self.project = number, nn.Linear(WIDTH, 3 * WIDTH)
 
-    def forward(self, x: Tensor, cache: Tensor, start: int) -> Tensor:
+    def forward(self, x: Tensor, cache: Tensor, start: int, keep: nn.Module) -> Tensor:
         end = start + x.shape[1]
         query, *new = self.project(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         for part, value in zip(cache[self.number], new, strict=True):
             part[:, :, start:end] = value
         keys, values = cache[self.number, :, :, :, :end]
+        mixed: Tensor = ((query @ keys.mT).softmax(-1) @ values).transpose(1, 2).flatten(2)
+        return x + mixed
+
+
+class Cache(nn.Module):
+    """What keeps K and V for all layers, and is none of them."""
+
+    def forward(self, cache: Tensor, new: Tensor, start: int) -> Tensor:
+        cache[:, :, :, start : start + new.shape[-2]] = new
+        return cache[:, :, :, : start + new.shape[-2]]
+
+
+class ByCache(nn.Module):
+    """The same attention, which has a module of the model's keep K and V."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number, self.project = number, nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, x: Tensor, cache: Tensor, start: int, keep: nn.Module) -> Tensor:
+        query, *new = self.project(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        keys, values = keep(cache[self.number], torch.stack(new), start)
         mixed: Tensor = ((query @ keys.mT).softmax(-1) @ values).transpose(1, 2).flatten(2)
         return x + mixed
 
@@ -35,26 +58,30 @@ class Recurrent(nn.Module):
         super().__init__()
         self.number, self.project = number, nn.Linear(WIDTH, 3 * WIDTH)
 
-    def forward(self, x: Tensor, states: Tensor, start: int) -> Tensor:
+    def forward(self, x: Tensor, states: Tensor, start: int, keep: nn.Module) -> Tensor:
         q, k, v = self.project(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         state = states[self.number]
         state += k.exp().mT @ v
         return x + (q.exp() @ state).transpose(1, 2).flatten(2)
 
 
+Kind = type[Layer] | type[ByCache] | type[Recurrent]
+
+
 class Model(nn.Module):
-    def __init__(self, kind: type[Layer] | type[Recurrent]) -> None:
+    def __init__(self, kind: Kind) -> None:
         super().__init__()
+        self.keeper = Cache()
         self.embed, self.layers = nn.Embedding(31, WIDTH), nn.ModuleList(map(kind, range(LAYERS)))
 
     def forward(self, ids: Tensor, kept: Tensor, start: int) -> Tensor:
         x: Tensor = self.embed(ids)
         for layer in self.layers:
-            x = layer(x, kept, start)
+            x = layer(x, kept, start, self.keeper)
         return x
 
 
-def decode(kind: type[Layer] | type[Recurrent], *shape: int) -> Run:
+def decode(kind: Kind, *shape: int) -> Run:
     model = Model(kind)
     with torch.no_grad(), attnprof.trace(samples_per_second=0) as tracer:
         kept = torch.zeros(LAYERS, *shape)
@@ -63,8 +90,9 @@ def decode(kind: type[Layer] | type[Recurrent], *shape: int) -> Run:
     return tracer.run
 
 
-def test_a_tensor_that_all_layers_write_into_is_none_of_theirs_alone() -> None:
-    run = decode(Layer, 2, BATCH, HEADS, ROOM, HEAD_DIM)
+@pytest.mark.parametrize("kind", [Layer, ByCache])
+def test_a_tensor_that_all_layers_write_into_is_none_of_theirs_alone(kind: Kind) -> None:
+    run = decode(kind, 2, BATCH, HEADS, ROOM, HEAD_DIM)
     whole = 4 * LAYERS * 2 * BATCH * HEADS * ROOM * HEAD_DIM
     names = [f"layers.{i}" for i in range(LAYERS)]
     by_layer = run.peak().by_layer()
