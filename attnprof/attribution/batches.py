@@ -36,8 +36,13 @@ class _Data:
         return replace(self, sequences=int(sequences), samples=int(self.samples * times))
 
 
-_REPEATING = frozenset({"repeat", "repeat_interleave", "index_select", "index", "cat"})
-"""Ops that may put the same sequence into a batch several times, or batches together."""
+_JOINING = frozenset({"cat", "stack"})
+_WHOLE = frozenset({"repeat", "stack"})
+_REPEATING = _JOINING | _WHOLE | {"repeat_interleave", "index_select", "index"}
+"""Ops that may put the same sequence into a batch several times, or batches together.
+
+`_JOINING` may also put pieces of one sequence together; `_WHOLE` may add a dimension for that.
+"""
 _GATHERING = frozenset({"gather", "index", "take_along_dim"})
 """Ops that take other elements for each place of an expanded view."""
 
@@ -111,11 +116,11 @@ class Sequences:
         if operand < 0:
             return times
         written, given = map(facts.signature_of, (made, operand))
-        if len(written.shape) < 3 or len(written.shape) != len(given.shape) or not given.numel:
+        if len(written.shape) < 3 or not given.numel:
             return times
         name = facts.short_names[facts.code[facts.row_op[made]]]
         before = int(facts.producer_row[operand])
-        if name == "cat" and before >= 0 and facts.signature_of(before).numel > given.numel:
+        if name in _JOINING and before >= 0 and facts.signature_of(before).numel > given.numel:
             return times  # pieces of one tensor, as of a sequence that is cut into windows
         if given.shape[0] > 1 and name not in _REPEATING:  # one that meets a batch becomes one
             return times
@@ -123,6 +128,7 @@ class Sequences:
         is_batch = written.shape[1:] == given.shape[1:]
         # Sequences repeated as a whole are read as so many, whichever dimension they are in first.
         is_batch |= name == "repeat" and written.shape[2:] == given.shape[2:]
+        is_batch |= name in _WHOLE and given.shape[-2:] == written.shape[-2:] != given.shape
         return times * longer if is_batch else times
 
     def _count_expanded(self, row: int) -> int:

@@ -264,6 +264,14 @@ def repeat_prompts(layer: Stem, ids: Tensor) -> Tensor:
     return layer.embed(ids).repeat(1, 3, 1).view(3 * len(ids), -1, WIDTH)
 
 
+def stack_prompts(layer: Stem, ids: Tensor) -> Tensor:
+    return torch.stack([layer.embed(ids)] * 3, 1).flatten(0, 1)
+
+
+def stack_windows(layer: Stem, ids: Tensor) -> Tensor:
+    return torch.stack(layer.embed(ids).split(8, 1), 1).flatten(0, 1)
+
+
 def take_neighbours(layer: Stem, ids: Tensor) -> Tensor:
     x = layer.embed(ids)
     nearest = torch.cdist(x, x).topk(6, largest=False).indices[..., None].expand(-1, -1, -1, WIDTH)
@@ -315,6 +323,8 @@ def make_waves(layer: Stem, points: Tensor) -> Tensor:
         (draw_each_thrice, 8, torch.randint(31, (4, 64)), ("banded", 96, HEADS, 8, 8)),
         (draw_each_token_thrice, 64, torch.randint(31, (4, 64)), ("banded", 12, HEADS, 64, 64)),
         (repeat_prompts, 0, torch.randint(31, (4, 64)), ("materialised", 12, HEADS, 64, 64)),
+        (stack_prompts, 0, torch.randint(31, (4, 64)), ("materialised", 12, HEADS, 64, 64)),
+        (stack_windows, 0, torch.randint(31, (4, 64)), ("banded", 32, HEADS, 8, 8)),
         (take_neighbours, 0, torch.randint(31, (4, 20)), ("banded", 80, HEADS, 6, 6)),
         (put_pairs, 0, torch.randint(31, (4, 7)), ("banded", 28, HEADS, 7, 7)),
         (cut_up, 0, torch.randint(31, (1, 64)), ("banded", 8, HEADS, 8, 8)),
