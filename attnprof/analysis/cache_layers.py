@@ -14,8 +14,11 @@ from attnprof.analysis.cache_use import CacheUse, count_distinct
 from attnprof.analysis.forwards import Forward
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Ints
+from attnprof.attribution.sharing import is_inside
 from attnprof.vocabulary import Category
 
+_ANY = -1
+"""Stands for any storage."""
 _NARROW = ("int", "uint", "float8", "float4", "bits")
 """Beginnings of dtypes that attention does not compute in."""
 
@@ -174,18 +177,19 @@ class CacheLayer:
         for storage in self.blocks.storage[live].tolist():
             view = self._use.find_view(storage, forward.exit_op)
             rank = len(view.shape) if view else 0
-            dims = self._growing_dims.get(storage) or self._growing_dims.get(-rank, set())
+            growing = self._growing_dims
+            dims = growing.get((storage, rank)) or growing.get((_ANY, rank), set())
             dim = next(iter(dims)) if len(dims) == 1 else rank
             counts.add(view.shape[dim] if view and dim < rank else None)
         return counts.pop() if len(counts) == 1 else None
 
     @cached_property
-    def _growing_dims(self) -> dict[int, set[int]]:
-        """Dimensions in which storages are concatenated; below 0, those of all of minus that rank.
+    def _growing_dims(self) -> dict[tuple[int, int], set[int]]:
+        """Dimensions in which storages are concatenated, by storage (or any) and rank.
 
         What attention reads is not always what is kept: some tokens may be dropped when it has.
         """
-        facts, found = self._use.facts, dict[int, set[int]]()
+        facts, found = self._use.facts, dict[tuple[int, int], set[int]]()
         readers = {op for s in self._storages for op in self._use.readers_of(s).tolist()}
         for op in sorted(readers):
             own = [row for row in facts.rows_in(op) if int(facts.storage[row]) in self._storages]
@@ -194,7 +198,8 @@ class CacheLayer:
             old, (row, *_) = facts.signature_of(own[0]).shape, facts.rows_out(op)
             new = facts.signature_of(row).shape
             longer = {dim for dim, (a, b) in enumerate(zip(old, new, strict=False)) if a != b}
-            for key in (int(facts.storage[own[0]]), int(facts.storage[row]), -len(new)):
+            for storage in (int(facts.storage[own[0]]), int(facts.storage[row]), _ANY):
+                key = storage, len(new)
                 found[key] = found.get(key, set()) | longer
         return found
 
@@ -249,11 +254,11 @@ class CacheLayer:
         return int(self.blocks.needed_bytes[self.blocks.storage == storage].max())
 
     def _is_own(self, op: int) -> bool:
-        """Return whether an op is the layer's, or of a module that it calls to keep K and V."""
+        """Return whether an op is the layer's, or writes for it."""
         facts = self._use.facts
-        path = facts.module_paths[facts.op_module[op]]
-        is_inside = not self.path or path == self.path or path.startswith(f"{self.path}.")
-        return is_inside or facts.enclosing_call(op, self.path) >= 0
+        if is_inside(facts.module_paths[facts.op_module[op]], self.path):
+            return True
+        return self._use.writers.find_layer(int(facts.scope[op])) == self.path
 
     @cached_property
     def _slot_bytes(self) -> int:

@@ -48,7 +48,7 @@ def share_out(attribution: Attribution) -> dict[tuple[str, Category], list[Part]
         attribution.facts,
         held[Category.KV_CACHE],
         held[Category.RECURRENT_STATE],
-        list(dict.fromkeys(call.layer for call in attribution.calls)),
+        (call.layer for call in attribution.calls),
     )
     parts: dict[tuple[str, Category], list[Part]] = {}
     for position, storage, path, category in zip(

@@ -1,12 +1,14 @@
 """How a run's ops use the storages of its caches: what reads them, what writes into them."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from attnprof.attribution.facts import Facts, Ints, Signature
+from attnprof.attribution.sharing import CacheWriters
 
 _GATHERING = re.compile(r"^(index|index_select|gather|take|embedding)$")
 """Ops that pick tokens by number: how pages are read."""
@@ -28,9 +30,10 @@ class Write:
 class CacheUse:
     """The operand rows of some storages, in the order of ops."""
 
-    def __init__(self, facts: Facts, storages: set[int]) -> None:
-        """Index the rows of ``storages``."""
+    def __init__(self, facts: Facts, storages: set[int], layers: Iterable[str] = ()) -> None:
+        """Index the rows of ``storages``, which the attention ``layers`` write into."""
         self.facts = facts
+        self.writers = CacheWriters(facts, layers)
         wanted = np.zeros(facts.storage_count + 1, np.bool_)
         wanted[list(storages)] = True
         rows = np.flatnonzero(wanted[facts.storage])

@@ -70,8 +70,8 @@ def find_kept(facts: Facts, flow: Flow, timeline: Timeline, calls: list[Attentio
         cache[storage] = around[-1] if around else state[storage]
     _follow_copies(facts, cache)
     state = {storage: state[storage] for storage in state if storage not in cache}
-    attending = list(dict.fromkeys(call.layer for call in calls))
-    return Kept(cache, state, frozenset(latent), find_sharers(facts, cache, state, attending))
+    shared = find_sharers(facts, cache, state, (call.layer for call in calls))
+    return Kept(cache, state, frozenset(latent), shared)
 
 
 def _add_habitual(facts: Facts, forwards: "_Forwards", cache: dict[int, str]) -> None:

@@ -1,4 +1,4 @@
-"""Caches and states that several layers write into: one tensor for all of a model's layers."""
+"""Whose a cache or a state is that is written in place: of one layer, or of several together."""
 
 from collections.abc import Iterable
 
@@ -7,26 +7,96 @@ import numpy as np
 from attnprof.attribution.facts import Facts
 
 
+class CacheWriters:
+    """Which attention layer an op writes for that writes into a cache."""
+
+    def __init__(self, facts: Facts, layers: Iterable[str]) -> None:
+        """Begin without any.
+
+        Args:
+            facts: The run's tables.
+            layers: The paths of attention layers.
+        """
+        self._facts = facts
+        self._layers = dict.fromkeys(layers)
+        self._found: dict[int, str | None] = {}
+
+    def find_layer(self, scope: int) -> str | None:
+        """Return the layer that a module call writes for, if it is one's.
+
+        That is the layer around it, such as of a module that keeps K and V, for all layers even;
+        else the only one inside of the module, or of the innermost around it that has any: one may
+        write what its submodule attends to.
+        """
+        if scope not in self._found:
+            self._found[scope] = self._find_layer(list_modules_around(self._facts, scope))
+        return self._found[scope]
+
+    def _find_layer(self, around: list[str]) -> str | None:
+        for path in around:
+            if path in self._layers:
+                return path
+        for path in around:
+            inside = [layer for layer in self._layers if is_inside(layer, path)]
+            if inside:
+                return inside[0] if len(inside) == 1 else None
+        return None
+
+
 def find_sharers(
-    facts: Facts, cache: Iterable[int], state: Iterable[int], layers: list[str]
+    facts: Facts, cache: Iterable[int], state: Iterable[int], layers: Iterable[str]
 ) -> dict[int, tuple[str, ...]]:
     """Return per storage that several layers share those layers.
 
     Args:
         facts: The run's tables.
-        cache: Storages of caches. Their layers are those among ``layers`` that write into them,
-            themselves or by a module that they call.
+        cache: Storages of caches, whose layers are among ``layers``.
         state: Storages of states, whose layers are the modules that write into them.
-        layers: The paths of attention layers, in program order.
+        layers: The paths of attention layers.
     """
-    of_caches, attending = set(cache), set(layers)
+    of_caches, writers = set(cache), CacheWriters(facts, layers)
     found: dict[int, dict[str, None]] = {}
     for storage, scope in _list_writes(facts, of_caches.union(state)):
-        around = _list_modules_around(facts, scope)
         if storage in of_caches:
-            around = [path for path in around if path in attending]
-        found.setdefault(storage, {}).update(dict.fromkeys(around[:1]))
-    return {storage: tuple(owners) for storage, owners in found.items() if len(owners) > 1}
+            layer = writers.find_layer(scope)
+        else:
+            layer = facts.module_paths[facts.scope_module[scope]]
+        if layer is not None:
+            found.setdefault(storage, {})[layer] = None
+    shared = {storage: _leave_out_models([*owners]) for storage, owners in found.items()}
+    return {storage: owners for storage, owners in shared.items() if len(owners) > 1}
+
+
+def _leave_out_models(owners: list[str]) -> tuple[str, ...]:
+    """Return writers without those around several others, which clear a state, say, for all.
+
+    One around a single other one is a layer with a part of itself.
+    """
+    kept = []
+    for owner in owners:
+        within = [other for other in owners if other != owner and is_inside(other, owner)]
+        around = [other for other in owners if other != owner and is_inside(owner, other)]
+        is_part = any(
+            sum(is_inside(each, other) and each != other for each in owners) == 1
+            for other in around
+        )
+        if len(within) < 2 and not is_part:
+            kept.append(owner)
+    return tuple(kept)
+
+
+def is_inside(path: str, module: str) -> bool:
+    """Return whether a path is that of a module or of one inside of it."""
+    return not module or path == module or path.startswith(f"{module}.")
+
+
+def list_modules_around(facts: Facts, scope: int) -> list[str]:
+    """Return the paths of the modules that a module call ran in, innermost first, its own too."""
+    found = []
+    while scope >= 0:
+        found.append(facts.module_paths[facts.scope_module[scope]])
+        scope = facts.parent_of_scope.get(scope, -1)
+    return found
 
 
 def _list_writes(facts: Facts, storages: set[int]) -> list[tuple[int, int]]:
@@ -39,12 +109,3 @@ def _list_writes(facts: Facts, storages: set[int]) -> list[tuple[int, int]]:
     into &= facts.scope[ops] >= 0
     pairs = zip(facts.storage[rows[into]].tolist(), facts.scope[ops[into]].tolist(), strict=True)
     return list(dict.fromkeys(pairs))
-
-
-def _list_modules_around(facts: Facts, scope: int) -> list[str]:
-    """Return the paths of the modules that a module call ran in, innermost first, its own too."""
-    found = []
-    while scope >= 0:
-        found.append(facts.module_paths[facts.scope_module[scope]])
-        scope = facts.parent_of_scope.get(scope, -1)
-    return found

@@ -74,6 +74,13 @@ def concatenate(past: Any, key: Tensor, value: Tensor, start: int) -> tuple[Any,
     return (key, value), key, value
 
 
+def stack_presents(past: Any, key: Tensor, value: Tensor, start: int) -> tuple[Any, Tensor, Tensor]:
+    """Keep K and V as one tensor, as OpenAI's GPT-2 did."""
+    if past is not None:
+        key, value = (torch.cat(pair, 2) for pair in zip(past[0], (key, value), strict=True))
+    return [torch.stack([key, value])], key, value
+
+
 def write_slice(past: Any, key: Tensor, value: Tensor, start: int) -> tuple[Any, Tensor, Tensor]:
     end = start + key.shape[2]
     past[0][:, :, start:end], past[1][:, :, start:end] = key, value
@@ -181,6 +188,7 @@ def decode(
     ("store", "room", "kind"),
     [
         (concatenate, None, "grown"),
+        (stack_presents, None, "grown"),
         (write_slice, make_room, "preallocated"),
         (store_fp8, None, "quantised"),
         (store_int8, None, "quantised"),

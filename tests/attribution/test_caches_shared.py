@@ -51,6 +51,29 @@ class ByCache(nn.Module):
         return x + mixed
 
 
+class Products(nn.Module):
+    """Attention alone, as a module of its own."""
+
+    def forward(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        mixed: Tensor = ((query @ keys.mT).softmax(-1) @ values).transpose(1, 2).flatten(2)
+        return mixed
+
+
+class Parent(Layer):
+    """A layer that keeps K and V, and has a submodule attend."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.core = Products()
+
+    def forward(self, x: Tensor, cache: Tensor, start: int, keep: nn.Module) -> Tensor:
+        query, *new = self.project(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        end = start + x.shape[1]
+        cache[self.number, :, :, :, start:end] = torch.stack(new)
+        mixed: Tensor = self.core(query, *cache[self.number, :, :, :, :end])
+        return x + mixed
+
+
 class Recurrent(nn.Module):
     """Linear attention that keeps its state in its part of a tensor (layers, B, H, D, D)."""
 
@@ -65,6 +88,24 @@ class Recurrent(nn.Module):
         return x + (q.exp() @ state).transpose(1, 2).flatten(2)
 
 
+class Clamped(Recurrent):
+    """The same, whose layers clear and bound the state that a submodule adds to."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.adding = Adding()
+
+    def forward(self, x: Tensor, states: Tensor, start: int, keep: nn.Module) -> Tensor:
+        q, k, v = self.project(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        state = self.adding(states[self.number], k.exp().mT @ v).clamp_(-9, 9)
+        return x + (q.exp() @ state).transpose(1, 2).flatten(2)
+
+
+class Adding(nn.Module):
+    def forward(self, state: Tensor, more: Tensor) -> Tensor:
+        return state.add_(more)
+
+
 Kind = type[Layer] | type[ByCache] | type[Recurrent]
 
 
@@ -76,6 +117,8 @@ class Model(nn.Module):
 
     def forward(self, ids: Tensor, kept: Tensor, start: int) -> Tensor:
         x: Tensor = self.embed(ids)
+        if start == 0:
+            kept.zero_()
         for layer in self.layers:
             x = layer(x, kept, start, self.keeper)
         return x
@@ -90,11 +133,12 @@ def decode(kind: Kind, *shape: int) -> Run:
     return tracer.run
 
 
-@pytest.mark.parametrize("kind", [Layer, ByCache])
+@pytest.mark.parametrize("kind", [Layer, ByCache, Parent])
 def test_a_tensor_that_all_layers_write_into_is_none_of_theirs_alone(kind: Kind) -> None:
     run = decode(kind, 2, BATCH, HEADS, ROOM, HEAD_DIM)
     whole = 4 * LAYERS * 2 * BATCH * HEADS * ROOM * HEAD_DIM
-    names = [f"layers.{i}" for i in range(LAYERS)]
+    inner = ".core" if kind is Parent else ""
+    names = [f"layers.{i}{inner}" for i in range(LAYERS)]
     by_layer = run.peak().by_layer()
     held = by_layer.filter(by_layer["category"] == "kv_cache")
     assert held.select("layer", "size_bytes").rows() == [("layers", whole)]
@@ -103,12 +147,14 @@ def test_a_tensor_that_all_layers_write_into_is_none_of_theirs_alone(kind: Kind)
     assert layers["kv_cache_bytes"].to_list() == [whole // LAYERS] * LAYERS
     cache = run.kv_cache()
     assert cache["layer"].to_list() == names * 3
+    assert set(cache["kind"]) == {"preallocated"}
     assert set(cache["held_bytes"]) == {whole // LAYERS}
     assert cache["tokens"].to_list() == [PROMPT + i for i in range(3) for _ in range(LAYERS)]
 
 
-def test_states_of_all_layers_in_one_tensor_are_shared_out() -> None:
-    run = decode(Recurrent, BATCH, HEADS, HEAD_DIM, HEAD_DIM)
+@pytest.mark.parametrize("kind", [Recurrent, Clamped])
+def test_states_of_all_layers_in_one_tensor_are_shared_out(kind: Kind) -> None:
+    run = decode(kind, BATCH, HEADS, HEAD_DIM, HEAD_DIM)
     whole = 4 * LAYERS * BATCH * HEADS * HEAD_DIM * HEAD_DIM
     assert run.layers()["kind"].to_list() == ["linear"] * LAYERS
     cache = run.kv_cache()
