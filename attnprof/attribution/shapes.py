@@ -226,7 +226,9 @@ def _count_repeated_heads(facts: Facts, flow: Flow, row: int, head_dim: int) -> 
     bits, shape = flow.bits_of_input(row), facts.signature_of(row).shape
     features = math.prod(s for s, bit in zip(shape, bits, strict=True) if bit == FEATURE)
     is_clear = not any(bit & FEATURE and bit & TOKEN for bit in bits)
-    return features // head_dim if is_clear and head_dim and features % head_dim == 0 else 0
+    # Of K that the program was given, and did not project, all but the last dimension is tokens.
+    is_known = is_clear and features > head_dim > 0 and features % head_dim == 0
+    return features // head_dim if is_known else 0
 
 
 def _count_expanded(signature: Signature) -> int:
