@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from attnprof.analysis.cache_use import CacheUse
 from attnprof.attribution.attribute import Attribution
 from attnprof.attribution.facts import Facts
+from attnprof.attribution.paths import is_inside
 from attnprof.attribution.products import is_product
 
 
@@ -45,6 +46,6 @@ def _layer_of(facts: Facts, op: int, layers: Iterable[str]) -> str | None:
     """Return the innermost attention layer that an op ran in."""
     path = facts.module_paths[facts.op_module[op]]
     for layer in layers:
-        if path == layer or not layer or path.startswith(f"{layer}."):
+        if is_inside(path, layer):
             return layer
     return None

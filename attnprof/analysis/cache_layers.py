@@ -14,7 +14,7 @@ from attnprof.analysis.cache_use import CacheUse, count_distinct
 from attnprof.analysis.forwards import Forward
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Ints
-from attnprof.attribution.sharing import is_inside
+from attnprof.attribution.paths import is_inside
 from attnprof.vocabulary import Category
 
 _ANY = -1

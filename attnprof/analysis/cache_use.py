@@ -104,8 +104,7 @@ class CacheUse:
         if found is None:
             facts, rows = self.facts, self.rows_of(storage)
             outs = rows[~facts.is_input[rows]]
-            mutating = facts.mutates[facts.code[facts.row_op[outs]]]
-            outs = outs[mutating & (facts.born_by[storage] != facts.row_op[outs])]
+            outs = outs[facts.are_written_in_place(outs)]
             found = [self._read_write(row) for row in outs.tolist()]
             self._writes[storage] = found
         return found

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable
 
-import numpy as np
 import polars as pl
 
 from attnprof.analysis.backends import explain_backend
 from attnprof.analysis.cache_shares import share_out, take_blocks
+from attnprof.analysis.live_bytes import LiveBytes
 from attnprof.attribution.attribute import Attribution
 from attnprof.attribution.calls import AttentionCall
-from attnprof.attribution.facts import ITEM_BYTES, Facts, Ints
+from attnprof.attribution.facts import ITEM_BYTES, Facts
 from attnprof.attribution.products import INTEGERS
 from attnprof.attribution.scans import find_networks
 from attnprof.vocabulary import AttentionKind, Category
@@ -117,12 +117,12 @@ class _LayerBytes:
         own = self._frame.filter(
             (pl.col("layer") == layer) & pl.col("category").is_in([c.value for c in categories])
         )
-        return _find_most(*(own[name].to_numpy() for name in ("start", "end", "size_bytes")))
+        return LiveBytes(*(own[name].to_numpy() for name in ("start", "end", "size_bytes"))).most
 
     def most_cached(self, layer: str) -> int:
         """Return the most bytes of KV cache that a layer held at once, its parts of shared ones."""
         own = self._caches.get((layer, Category.KV_CACHE))
-        return _find_most(own.start, own.end, own.size_bytes) if own else 0
+        return LiveBytes(own.start, own.end, own.size_bytes).most if own else 0
 
     def layers_with_states(self) -> list[str]:
         """Return the layers that ever held a recurrent state."""
@@ -131,13 +131,6 @@ class _LayerBytes:
             for layer, category in self._caches
             if layer and category is Category.RECURRENT_STATE
         )
-
-
-def _find_most(start: Ints, end: Ints, size_bytes: Ints) -> int:
-    """Return the most bytes of some blocks that were live at once."""
-    at = np.concatenate([end, start])  # at one instant what ends goes first
-    changes = np.concatenate([-size_bytes, size_bytes])[np.argsort(at, kind="stable")]
-    return int(changes.cumsum().max(initial=0))
 
 
 def _describe_layer(

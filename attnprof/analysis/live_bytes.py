@@ -16,6 +16,11 @@ class LiveBytes:
         self._at = at[order]
         self._live = np.concatenate([[0], np.cumsum(change[order])])
 
+    @property
+    def most(self) -> int:
+        """The most bytes that were ever live at once."""
+        return int(self._live.max())
+
     def most_within(self, begin: int, end: int) -> int:
         """Return the most bytes live at an instant between the events ``begin`` and ``end``."""
         first, last = np.searchsorted(self._at, [begin, end], "left")

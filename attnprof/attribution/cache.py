@@ -10,7 +10,7 @@ from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Facts, Signature
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.origins import Origin
-from attnprof.attribution.paths import common_path
+from attnprof.attribution.paths import common_path, is_inside
 from attnprof.attribution.phases import Timeline
 from attnprof.attribution.products import CONVOLUTIONS, INDEXING, is_product
 from attnprof.attribution.sharing import find_sharers
@@ -207,7 +207,6 @@ def _walk_keys(facts: Facts, flow: Flow, call: AttentionCall, begin: int) -> dic
     """
     found: dict[int, bool] = {}
     seen: set[int] = set()
-    inside = call.layer + "." if call.layer else ""
     todo = [(row, False) for row in call.key_rows]
     while todo:
         row, projected = todo.pop()
@@ -224,9 +223,9 @@ def _walk_keys(facts: Facts, flow: Flow, call: AttentionCall, begin: int) -> dic
             continue
         op = int(facts.row_op[made])
         path = facts.module_paths[facts.op_module[op]]
-        is_inside = path == call.layer or path.startswith(inside)
+        is_own = is_inside(path, call.layer)
         name = facts.short_names[facts.code[op]]
-        if not projected or (is_inside and _APPENDING.match(name)):
+        if not projected or (is_own and _APPENDING.match(name)):
             found.setdefault(storage, projected)
             projected = projected and not _APPENDING.match(name)
         if op < begin:
@@ -240,7 +239,7 @@ def _walk_keys(facts: Facts, flow: Flow, call: AttentionCall, begin: int) -> dic
         sources = list(facts.rows_in(op))
         if INDEXING.match(name):
             sources = [r for r in sources if facts.signature_of(r).dtype != "int32"]
-        todo.extend((r, projected) for r in sources if is_inside or not projected)
+        todo.extend((r, projected) for r in sources if is_own or not projected)
     return found
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from attnprof.attribution.alignment import align, count_matches
 from attnprof.attribution.facts import ITEM_BYTES, Facts, Ints
 from attnprof.attribution.gradients import find_gradient_storages
-from attnprof.attribution.paths import common_path
+from attnprof.attribution.paths import common_path, is_inside
 from attnprof.attribution.products import factors, is_matrix_product
 from attnprof.vocabulary import Role
 
@@ -186,8 +186,7 @@ def _multiplies_a_matrix(facts: Facts, op: int) -> bool:
 def _take_inside(facts: Facts, module: int, root: str) -> str | None:
     """Return the path of a module, if it lies inside of the one that was compiled."""
     path = facts.module_paths[module] if module >= 0 else None
-    is_inside = path is not None and (not root or path == root or path.startswith(f"{root}."))
-    return path if is_inside else None
+    return path if path is not None and is_inside(path, root) else None
 
 
 def _fill(located: list[str | None], root: str) -> list[str]:

@@ -294,6 +294,12 @@ class Facts:
         writing[ops[writes]] = True
         return writing
 
+    def are_written_in_place(self, rows: Ints) -> Bools:
+        """Return which output rows are of an op that writes into what was there before it."""
+        ops = self.row_op[rows]
+        result: Bools = self.mutates[self.code[ops]] & (self.born_by[self.storage[rows]] != ops)
+        return result
+
     def rows_in(self, op: int) -> range:
         """Return the input rows of an op."""
         first = int(self.first_row[op])

@@ -159,9 +159,8 @@ class Flow:
         scores = [row for row, writer in zip(rows, made, strict=True) if writer in self.pair_of]
         if scores and facts.short_names[facts.code[op]] not in OVERWRITING:
             self._take_sides_of_one(op, rows, out, bits)
-        heard = self._choose_heard(out, scores) or [
-            row for row, own in zip(rows, origins, strict=True) if own == max(origins)
-        ]
+        leading = [row for row, own in zip(rows, origins, strict=True) if own == origin]
+        heard = self._choose_heard(out, scores) or leading
         for row in out:
             self.origin[row] = origin
             self.bits[row] = self._bits_of_output(row, kind, rows, bits, heard)
@@ -174,9 +173,7 @@ class Flow:
         ):
             self._begin_pair(op, out[0], Pattern.STATE, set())
         for row in out:
-            self._unfolded.carry(
-                row, [r for r, o in zip(rows, origins, strict=True) if o == origin]
-            )
+            self._unfolded.carry(row, leading)
 
     def _follow_outer(self, op: int, origins: list[Origin], bits: list[Bits]) -> None:
         """Let the sum over features of queries times keys, all with all, be scores."""

@@ -4,13 +4,13 @@ from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Facts
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.origins import Origin
+from attnprof.attribution.paths import is_inside
 from attnprof.attribution.products import is_index, is_product
 
 
 def find_io_storages(facts: Facts, flow: Flow, call: AttentionCall) -> set[int]:
     """Return the storages that hold Q, K, V and the output, from the projections on."""
     found: set[int] = set()
-    inside = call.layer + "." if call.layer else ""
     todo = list(call.io_rows)
     seen: set[int] = set()
     while todo and len(seen) < 256:
@@ -23,8 +23,7 @@ def find_io_storages(facts: Facts, flow: Flow, call: AttentionCall) -> set[int]:
             continue
         op = int(facts.row_op[made])
         path = facts.module_paths[facts.op_module[op]]
-        is_inside = path == call.layer or path.startswith(inside)
-        if flow.origin.get(made) is not Origin.ACTIVATION or not is_inside:
+        if flow.origin.get(made) is not Origin.ACTIVATION or not is_inside(path, call.layer):
             continue
         found.add(int(facts.storage[made]))
         if op not in call.seconds and not is_product(facts, op):

@@ -65,3 +65,8 @@ def common_path(paths: list[str]) -> str:
             break
         shared.append(parts[0])
     return ".".join(shared)
+
+
+def is_inside(path: str, module: str) -> bool:
+    """Return whether a path is that of a module or of one inside of it."""
+    return not module or path == module or path.startswith(f"{module}.")

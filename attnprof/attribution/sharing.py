@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from attnprof.attribution.facts import Facts
+from attnprof.attribution.paths import is_inside
 
 
 class CacheWriters:
@@ -29,7 +30,7 @@ class CacheWriters:
         write what its submodule attends to.
         """
         if scope not in self._found:
-            self._found[scope] = self._find_layer(list_modules_around(self._facts, scope))
+            self._found[scope] = self._find_layer(_list_modules_around(self._facts, scope))
         return self._found[scope]
 
     def _find_layer(self, around: list[str]) -> str | None:
@@ -72,25 +73,15 @@ def _leave_out_models(owners: list[str]) -> tuple[str, ...]:
 
     One around a single other one is a layer with a part of itself.
     """
-    kept = []
-    for owner in owners:
-        within = [other for other in owners if other != owner and is_inside(other, owner)]
-        around = [other for other in owners if other != owner and is_inside(owner, other)]
-        is_part = any(
-            sum(is_inside(each, other) and each != other for each in owners) == 1
-            for other in around
-        )
-        if len(within) < 2 and not is_part:
-            kept.append(owner)
-    return tuple(kept)
+    within = {
+        owner: [other for other in owners if other != owner and is_inside(other, owner)]
+        for owner in owners
+    }
+    parts = {others[0] for others in within.values() if len(others) == 1}
+    return tuple(owner for owner in owners if len(within[owner]) < 2 and owner not in parts)
 
 
-def is_inside(path: str, module: str) -> bool:
-    """Return whether a path is that of a module or of one inside of it."""
-    return not module or path == module or path.startswith(f"{module}.")
-
-
-def list_modules_around(facts: Facts, scope: int) -> list[str]:
+def _list_modules_around(facts: Facts, scope: int) -> list[str]:
     """Return the paths of the modules that a module call ran in, innermost first, its own too."""
     found = []
     while scope >= 0:
@@ -101,11 +92,12 @@ def list_modules_around(facts: Facts, scope: int) -> list[str]:
 
 def _list_writes(facts: Facts, storages: set[int]) -> list[tuple[int, int]]:
     """Return (storage, module call) of what modules write in place, in program order, each once."""
+    if not storages:
+        return []  # as in training: nothing to look for among all ops
     wanted = np.zeros(facts.storage_count + 1, np.bool_)
     wanted[list(storages)] = True
     rows = np.flatnonzero(~facts.is_input & wanted[facts.storage])
-    ops = facts.row_op[rows]
-    into = facts.mutates[facts.code[ops]] & (facts.born_by[facts.storage[rows]] != ops)
-    into &= facts.scope[ops] >= 0
-    pairs = zip(facts.storage[rows[into]].tolist(), facts.scope[ops[into]].tolist(), strict=True)
+    rows = rows[facts.are_written_in_place(rows) & (facts.scope[facts.row_op[rows]] >= 0)]
+    scopes = facts.scope[facts.row_op[rows]]
+    pairs = zip(facts.storage[rows].tolist(), scopes.tolist(), strict=True)
     return list(dict.fromkeys(pairs))
