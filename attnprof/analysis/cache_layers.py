@@ -1,6 +1,5 @@
 """What one layer's cache is: how it grows, how many tokens it holds, how much of it they fill."""
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,12 +8,12 @@ from functools import cached_property
 import numpy as np
 
 from attnprof.analysis.block_tables import EMPTY, BlockTables, describe_blocks
+from attnprof.analysis.cache_rooms import CacheRooms
 from attnprof.analysis.cache_shares import OwnBlocks
-from attnprof.analysis.cache_use import CacheUse, count_distinct
+from attnprof.analysis.cache_use import CacheUse
 from attnprof.analysis.forwards import Forward
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Ints
-from attnprof.attribution.paths import is_inside
 from attnprof.vocabulary import Category
 
 _ANY = -1
@@ -92,8 +91,16 @@ class CacheLayer:
         self._use, self._calls = use, calls
         self._storages = set(blocks.storage.tolist())
         self._tables, self._is_continued = tables, is_continued
-        self._written: dict[int, tuple[list[int], list[int]]] = {}
         self._is_latent = bool(latent & self._storages)
+
+    @cached_property
+    def _rooms(self) -> CacheRooms:
+        return CacheRooms(self.path, self.blocks, self._use, self._calls, is_packed=self._is_packed)
+
+    @cached_property
+    def _in_place(self) -> set[int]:
+        """Storages that are written in place; a state is written anew, however it is done."""
+        return set() if self.category is Category.RECURRENT_STATE else self._rooms.storages
 
     def has_pool_at(self, place: int) -> bool:
         """Return whether something that is written in place is live just before an event."""
@@ -113,7 +120,9 @@ class CacheLayer:
             if view is None:
                 reachable += size
                 continue
-            shown = size if storage in self._in_place else count_distinct(view) * view.item_bytes
+            shown = size
+            if storage not in self._in_place:
+                shown = self._use.count_shown(storage, forward.exit_op) * view.item_bytes
             reachable += min(shown, size)
             if self._use.is_used(storage, forward.enter_op, forward.exit_op):
                 newest += min(shown, size)
@@ -124,10 +133,10 @@ class CacheLayer:
         dtype = max(by_dtype, key=lambda name: by_dtype[name], default="")
         blocks = EMPTY
         table = self._tables.find(self.path, self._storages, forward) if self._tables else None
-        if table is not None and self._slot_bytes:
+        if table is not None and self._rooms.slot_bytes:
             tokens = table["tokens"]
-            used = tokens * self._slot_bytes
-            blocks = describe_blocks(table, self._slot_bytes)
+            used = tokens * self._rooms.slot_bytes
+            blocks = describe_blocks(table, self._rooms.slot_bytes)
         newest = 0 if self._in_place else newest
         return Content(held, needed, reachable, used, newest, tokens, dtype, blocks)
 
@@ -143,7 +152,7 @@ class CacheLayer:
                 share = reachable / needed if needed and not self._is_packed else 1
                 tokens = round(call.k_len * share)
             return reachable, tokens
-        token_bytes = self._slot_bytes
+        token_bytes = self._rooms.slot_bytes
         if not token_bytes:
             return reachable, None
         capacity = needed // token_bytes
@@ -151,11 +160,7 @@ class CacheLayer:
             return call.k_len * token_bytes, call.k_len
         if self._is_unknown(forward, live):
             return reachable, None
-        written = sum(
-            min(self._written_before(int(self.blocks.storage[at]), forward.exit_op), size)
-            for at in live.tolist()
-            if (size := int(self.blocks.needed_bytes[at]))
-        )
+        written = self._rooms.count_written(live, forward.exit_op)
         tokens = min(written // token_bytes, capacity)
         return tokens * token_bytes, tokens
 
@@ -221,99 +226,6 @@ class CacheLayer:
         )
 
     @cached_property
-    def _in_place(self) -> set[int]:
-        """Storages that the layer writes into in part, or several times.
-
-        What is packed while it is made is not written in place for that. None where most of what it
-        keeps is made anew: then those are only states beside it, such as the last token's share of
-        the next one's V.
-        """
-        if self.category is Category.RECURRENT_STATE:
-            return set()
-        found, sizes = set(), dict[int, int]()
-        for storage in self._storages:
-            own = [w for w in self._use.writes_of(storage) if w.size_bytes and self._is_own(w.op)]
-            if self._is_packed:
-                born = self._count_calls(int(self._use.facts.born_by[storage]))
-                own = [w for w in own if self._count_calls(w.op) != born]
-            sizes[storage] = size = self._size_of(storage)
-            if any(w.size_bytes < size for w in own) or len(own) > 1:
-                found.add(storage)
-        others = max((sizes[storage] for storage in self._storages - found), default=0)
-        return found if sum(sizes[storage] for storage in found) > others else set()
-
-    def _count_calls(self, op: int) -> int:
-        """Return how many of the layer's calls began before an op."""
-        return bisect_left(self._call_begins, op)
-
-    @cached_property
-    def _call_begins(self) -> list[int]:
-        return sorted(call.ops[0] for call in self._calls.values())
-
-    def _size_of(self, storage: int) -> int:
-        return int(self.blocks.needed_bytes[self.blocks.storage == storage].max())
-
-    def _is_own(self, op: int) -> bool:
-        """Return whether an op is the layer's, or writes for it."""
-        facts = self._use.facts
-        if is_inside(facts.module_paths[facts.op_module[op]], self.path):
-            return True
-        return self._use.writers.find_layer(int(facts.scope[op])) == self.path
-
-    @cached_property
-    def _slot_bytes(self) -> int:
-        """Bytes that one token of every sequence takes in storages that are written in place.
-
-        Of a prompt longer than a window only the last tokens are written, and fill all of it: then
-        the room has as many slots as later calls read keys. Kernels are given more queries than
-        there are tokens where these stand for heads that share a key.
-        """
-        for number in self._call_numbers.tolist():
-            call = self._calls[number]
-            written = room = slots = 0
-            for storage in self._in_place:
-                own = [w for w in self._use.writes_of(storage) if self._is_own(w.op)]
-                own = [w for w in own if w.op <= call.ops[0]]
-                before = sum(w.size_bytes for w in own)
-                written += before
-                room += self._size_of(storage) if before else 0
-                slots = max(slots, sum(w.slots for w in own))
-            slots = min(slots or call.q_len, call.q_len)
-            if written == room:
-                slots = min(slots, *(other.k_len for other in self._calls.values()))
-            if written and slots:
-                return written // slots
-        return 0
-
-    def _written_before(self, storage: int, op: int) -> int:
-        """Return the bytes written into a storage since it was last cleared.
-
-        What was made from an older one has that one's tokens too: beams in another order, say.
-        """
-        sums = self._written.get(storage)
-        if sums is None:
-            self._written[storage] = sums = self._add_writes(storage)
-        ops, written = sums
-        return written[bisect_left(ops, op)]
-
-    def _add_writes(self, storage: int) -> tuple[list[int], list[int]]:
-        """Return the ops that write into a storage; what was written before each, and in all."""
-        born_by = int(self._use.facts.born_by[storage])
-        older = self._find_older(born_by)
-        ops, written = [], [self._written_before(older, born_by) if older >= 0 else 0]
-        for write in self._use.writes_of(storage):
-            own = write.size_bytes if self._is_own(write.op) else 0
-            ops.append(write.op)
-            written.append(written[-1] + own if write.size_bytes else 0)
-        return ops, written
-
-    def _find_older(self, op: int) -> int:
-        """Return which storage of the layer an op that makes another one takes, or -1."""
-        facts = self._use.facts
-        sources = (int(facts.storage[row]) for row in (facts.rows_in(op) if op >= 0 else ()))
-        return next((source for source in sources if source in self._in_place), -1)
-
-    @cached_property
     def _is_packed(self) -> bool:
         """Whether some of the storages hold K and V in a dtype too narrow to attend in."""
         computes = {call.dtype for call in self._calls.values()}
@@ -336,19 +248,22 @@ class CacheLayer:
             return CacheKind.STATE
         if self._is_packed:
             return CacheKind.QUANTISED
-        if self._in_place:
-            is_gathered = any(self._use.is_gathered(storage) for storage in self._in_place)
-            has_table = any(content.blocks is not EMPTY for content in contents)
-            return CacheKind.PAGED if is_gathered or has_table else CacheKind.PREALLOCATED
+        has_table = any(content.blocks is not EMPTY for content in contents)
+        if self._in_place and (self._rooms.are_gathered or has_table):
+            return CacheKind.PAGED
         if self._is_latent:
             return CacheKind.LATENT
         lengths = {call.k_len for call in self._calls.values()}
         is_constant = len(self._calls) > 1 and len(lengths) == 1 and not self._is_extended
         if is_constant and any(map(self._is_read_again, forwards)):
             return CacheKind.CROSS
-        # After its own forwards: what is cropped later is no window.
+        if self._in_place:
+            return CacheKind.PREALLOCATED
+        # After its own forwards: what is cropped later is no window. Nor are K and V where they
+        # keep the Q that was projected with them.
         is_sliced = any(
             content.reachable_bytes < content.needed_bytes
+            and (content.tokens or 0) < self._calls[forward.number].k_len
             for forward, content in zip(forwards, contents, strict=True)
             if forward.number in self._calls
         )
@@ -365,11 +280,16 @@ class CacheLayer:
 
     @cached_property
     def _is_extended(self) -> bool:
-        """Whether the layer itself ever makes one generation of its cache from another."""
+        """Whether the layer makes one generation of its cache from another, or adds to it in place.
+
+        An encoder's K and V are written for the first of several calls, and for the next prompt.
+        """
         facts = self._use.facts
+        if self._in_place and not self._rooms.are_filled_at_once:
+            return True
         for storage in self._storages:
             op = int(facts.born_by[storage])
             sources = {int(facts.storage[row]) for row in facts.rows_in(op)} if op >= 0 else set()
-            if op >= 0 and self._is_own(op) and sources & self._storages:
+            if op >= 0 and self._rooms.is_own(op) and sources & self._storages:
                 return True
         return False

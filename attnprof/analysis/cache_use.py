@@ -1,7 +1,9 @@
 """How a run's ops use the storages of its caches: what reads them, what writes into them."""
 
 import re
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,9 +32,23 @@ class Write:
 class CacheUse:
     """The operand rows of some storages, in the order of ops."""
 
-    def __init__(self, facts: Facts, storages: set[int], layers: Iterable[str] = ()) -> None:
-        """Index the rows of ``storages``, which the attention ``layers`` write into."""
+    def __init__(
+        self,
+        facts: Facts,
+        storages: set[int],
+        layers: Iterable[str] = (),
+        ends: Sequence[int] = (),
+    ) -> None:
+        """Index the rows of some storages.
+
+        Args:
+            facts: The run's tables.
+            storages: The storages.
+            layers: The paths of the attention layers that write into them.
+            ends: Where forwards end: the first ops after them, in order.
+        """
         self.facts = facts
+        self._ends = ends
         self.writers = CacheWriters(facts, layers)
         wanted = np.zeros(facts.storage_count + 1, np.bool_)
         wanted[list(storages)] = True
@@ -92,6 +108,37 @@ class CacheUse:
             if int(facts.signature[row]) not in taken:
                 return facts.signature_of(row)
         return facts.signature_of(int(made[0]))
+
+    def count_shown(self, storage: int, op: int) -> int:
+        """Return how many elements of a storage can be seen when ``op`` begins.
+
+        Those of `find_view`, and of the other views that the same forward takes: K and V may be
+        views of what one projection returned, with Q beside them. Views that look alike are as many
+        as were made, and no more than are taken.
+        """
+        view = self.find_view(storage, op)
+        if view is None:
+            return 0
+        facts, rows = self.facts, self.rows_of(storage)
+        older, later = np.split(rows, [np.searchsorted(facts.row_op[rows], op, "left")])
+        reading = later[facts.is_input[later]]
+        if len(reading):
+            last = bisect_right(self._ends, int(facts.row_op[reading[0]]))
+            end = self._ends[last] if last < len(self._ends) else facts.count
+            later = later[facts.row_op[later] < end]
+        made, taken = self._count_views(older, False), self._count_views(later, True)
+        anew = self._count_views(later, False)
+        shown = sum(
+            min(count, made[number]) * count_distinct(facts.signatures[number])
+            for number, count in taken.items()
+            if number not in anew
+        )
+        return max(shown, count_distinct(view))
+
+    def _count_views(self, rows: Ints, is_input: bool) -> Counter[int]:
+        """Return how often each signature is among the operands, or the results, in some rows."""
+        facts = self.facts
+        return Counter(facts.signature[rows[facts.is_input[rows] == is_input]].tolist())
 
     def _pair_up(self, rows: Ints) -> set[tuple[int, int]]:
         """Return the op and the signature of every row."""

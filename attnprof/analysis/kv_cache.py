@@ -92,7 +92,12 @@ def _find_layers(attribution: Attribution, forwards: list[Forward]) -> list[Cach
     parts = share_out(attribution)
     blocks = {key: take_blocks(attribution, own) for key, own in parts.items()}
     storages = {int(s) for own in blocks.values() for s in own.storage}
-    use = CacheUse(attribution.facts, storages, (call.layer for call in attribution.calls))
+    use = CacheUse(
+        attribution.facts,
+        storages,
+        (call.layer for call in attribution.calls),
+        [forward.exit_op for forward in forwards],
+    )
     calls = _find_calls(attribution, forwards)
     tables = BlockTables(attribution.facts)
     phases = {forward.number: forward.phase for forward in forwards}

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from attnprof.attribution.facts import ITEM_BYTES
 from attnprof.attribution.pairs import Pattern
 from attnprof.vocabulary import AttentionKind
 
@@ -56,3 +57,8 @@ class AttentionCall:
     dtype: str = ""
     backend: str = ""
     """The op that did it: the normaliser's or the fused op's name."""
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of K and V of one token of one sequence, as attention read them."""
+        return self.kv_heads * (self.head_dim + self.value_dim) * ITEM_BYTES.get(self.dtype, 1)

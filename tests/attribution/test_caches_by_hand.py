@@ -74,6 +74,13 @@ def concatenate(past: Any, key: Tensor, value: Tensor, start: int) -> tuple[Any,
     return (key, value), key, value
 
 
+def keep_views(past: Any, key: Tensor, value: Tensor, start: int) -> tuple[Any, Tensor, Tensor]:
+    """Keep K and V of a prompt as they are, views of what was projected, and Q with them."""
+    if past is not None:
+        return concatenate(past, key, value, start)
+    return (key, value), key, value
+
+
 def stack_presents(past: Any, key: Tensor, value: Tensor, start: int) -> tuple[Any, Tensor, Tensor]:
     """Keep K and V as one tensor, as OpenAI's GPT-2 did."""
     if past is not None:
@@ -188,6 +195,7 @@ def decode(
     ("store", "room", "kind"),
     [
         (concatenate, None, "grown"),
+        (keep_views, None, "grown"),
         (stack_presents, None, "grown"),
         (write_slice, make_room, "preallocated"),
         (store_fp8, None, "quantised"),
@@ -218,7 +226,9 @@ def test_slices_of_a_room_say_how_much_of_it_is_used() -> None:
     assert set(rows["held_bytes"]) == {2 * ROOM * TOKEN}
 
 
-@pytest.mark.parametrize(("store", "bytes_per_number"), [(store_fp8, 1), (concatenate, FLOAT)])
+@pytest.mark.parametrize(
+    ("store", "bytes_per_number"), [(store_fp8, 1), (concatenate, FLOAT), (keep_views, FLOAT)]
+)
 def test_bytes_per_token_follow_the_dtype_that_is_kept(store: Store, bytes_per_number: int) -> None:
     run, _truth = decode(store)
     assert set(run.kv_cache()["bytes_per_token"]) == {2 * WIDTH * bytes_per_number}
