@@ -22,6 +22,7 @@ from attnprof.attribution.labels import CODE as CATEGORY
 from attnprof.attribution.order import DeviceBlocks
 from attnprof.attribution.phases import CODE as PHASE
 from attnprof.attribution.phases import PHASES, Timeline, find_timeline
+from attnprof.attribution.recomputed import find_repeats
 from attnprof.attribution.scans import find_scans
 from attnprof.attribution.workspace import NO_STORAGE, add_buffers, find_buffers
 from attnprof.store.reader import StoredRun
@@ -49,6 +50,8 @@ def attribute(stored: StoredRun, devices: Sequence[DeviceBlocks] = ()) -> Attrib
         devices: What the allocators of its devices did, where they kept a history.
     """
     facts = Facts(stored, devices)
+    repeats = find_repeats(facts)
+    facts.is_recompute, facts.op_module = repeats.is_recompute, repeats.module
     facts.op_module = locate_ops(facts)
     timeline = find_timeline(facts)
     buffers = find_buffers(facts, stored.info.get("dry_run"))
@@ -68,7 +71,7 @@ def attribute(stored: StoredRun, devices: Sequence[DeviceBlocks] = ()) -> Attrib
     kept = find_kept(facts, flow, timeline, calls)
     _name_inference_phases(facts, timeline, calls, kept)
     carried = find_scans(facts, flow, is_forward)
-    labels = label_storages(facts, flow, calls, kept, carried, identities)
+    labels = label_storages(facts, flow, calls, kept, carried, identities, repeats.original)
     for storage in inputs:
         if facts.born_by[storage] < 0:
             labels.put(storage, Category.INPUTS, "")

@@ -243,25 +243,33 @@ class Facts:
 
     @cached_property
     def forward_op(self) -> Ints:
-        """Per op of backward, the forward op whose node ran it, or -1.
+        """Per op of backward, the forward op whose node ran it, or -1."""
+        result = np.full(self.count, -1, np.int64)
+        asking = np.flatnonzero((self.node >= 0) & self.is_backward)
+        result[asking] = self.find_forward_ops(asking)
+        return result
+
+    def find_forward_ops(self, asking: Ints) -> Ints:
+        """Return per op that a node ran the forward op that made the node, or -1.
 
         Autograd numbers nodes per thread in order of creation. The op that made node ``s`` is the
         first of its thread that saw a sequence number of at least ``s``. But when an op has changed
         a part of a tensor in place, autograd makes the node for the whole after it; the next op is
         then the first to see two new numbers, of which the lower ones are not its own.
         """
-        result = np.full(self.count, -1, np.int64)
-        for thread in np.flatnonzero(np.bincount(self.thread)):
+        result = np.full(len(asking), -1, np.int64)
+        for thread in np.unique(self.thread[asking]):
             ops = np.flatnonzero(self.thread == thread)
             seqs = np.maximum.accumulate(self.seq[ops])
-            asking = ops[(self.node[ops] >= 0) & self.is_backward[ops]]
-            at = np.searchsorted(seqs, self.node[asking], "left")
+            own = np.flatnonzero(self.thread[asking] == thread)
+            node = self.node[asking[own]]
+            at = np.searchsorted(seqs, node, "left")
             ok = at < len(ops)
             at = np.minimum(at, len(ops) - 1)
             before = ops[np.maximum(at - 1, 0)]
-            is_of_before = self.mutates[self.code[before]] & (self.node[asking] < seqs[at])
+            is_of_before = self.mutates[self.code[before]] & (node < seqs[at])
             made = np.where(is_of_before, before, ops[at])
-            result[asking[ok]] = np.where(made < asking, made, -1)[ok]
+            result[own[ok]] = np.where(made < asking[own], made, -1)[ok]
         return result
 
     @cached_property

@@ -60,6 +60,7 @@ def label_storages(
     kept: Kept,
     carried: dict[int, str],
     identities: list[dict[str, Any]],
+    original: Ints,
 ) -> Labels:
     """Label storages: what the user said, then identity, then what data flow shows.
 
@@ -70,6 +71,7 @@ def label_storages(
         kept: What outlives forwards: caches and states.
         carried: States of scans, with their layers.
         identities: What each storage is known to be.
+        original: Per op, the one in forward that it repeats, or -1.
     """
     labels = Labels(facts.storage_count)
     for storage in kept.cache:  # also where a module registered it as a buffer
@@ -81,6 +83,7 @@ def label_storages(
         labels.put(storage, Category.RECURRENT_STATE, layer)
     for call in calls:
         _label_call(facts, flow, call, labels)
+    _label_repeated(facts, original, labels)
     _label_backward(facts, calls, labels)
     _label_sums(facts, calls, labels)
     return labels
@@ -123,6 +126,19 @@ def _label_call(facts: Facts, flow: Flow, call: AttentionCall, labels: Labels) -
             labels.put(int(facts.storage[row]), Category.RECURRENT_STATE, call.layer)
     for storage in find_io_storages(facts, flow, call):
         labels.put(storage, Category.ATTENTION_IO, call.layer)
+
+
+def _label_repeated(facts: Facts, original: Ints, labels: Labels) -> None:
+    """Label what checkpointing makes again as it was in forward."""
+    roles = {CODE[category] for category in ROLE_CATEGORIES.values()}
+    for op in np.flatnonzero(original >= 0).tolist():
+        pairs = zip(facts.rows_out(op), facts.rows_out(int(original[op])), strict=True)
+        for row, row_before in pairs:
+            storage, before = int(facts.storage[row]), int(facts.storage[row_before])
+            is_born = facts.born_by[storage] == op and facts.born_by[before] == original[op]
+            category = int(labels.category[before])
+            if is_born and category >= 0 and category not in roles:
+                labels.put(storage, CATEGORIES[category], labels.layers[labels.layer[before]])
 
 
 def _label_backward(facts: Facts, calls: list[AttentionCall], labels: Labels) -> None:
