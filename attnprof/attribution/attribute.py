@@ -13,6 +13,7 @@ from attnprof.attribution.blocks import Blocks, find_blocks
 from attnprof.attribution.cache import Kept, find_kept, starts_anew
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.compiled import locate_ops
+from attnprof.attribution.custom_functions import label_custom_backward
 from attnprof.attribution.facts import Bools, Facts, Ints
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.fused_pairs import find_fused_pairs
@@ -72,6 +73,7 @@ def attribute(stored: StoredRun, devices: Sequence[DeviceBlocks] = ()) -> Attrib
     _name_inference_phases(facts, timeline, calls, kept)
     carried = find_scans(facts, flow, is_forward)
     labels = label_storages(facts, flow, calls, kept, carried, identities, repeats.original)
+    label_custom_backward(facts, calls, labels)
     for storage in inputs:
         if facts.born_by[storage] < 0:
             labels.put(storage, Category.INPUTS, "")
