@@ -14,7 +14,9 @@ from typing import Any
 from attnprof.attribution import axes
 from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, SIDES, TOKEN, Bits
 from attnprof.attribution.facts import Bools, Facts
+from attnprof.attribution.joins import Joins
 from attnprof.attribution.layouts import Layout
+from attnprof.attribution.made_weights import MadeWeights
 from attnprof.attribution.origins import Origin, of_product
 from attnprof.attribution.outer import OUTER_OPS, OuterProducts
 from attnprof.attribution.pairs import Pair, Pairs, Pattern, has_clean_sides, pattern_of
@@ -30,7 +32,6 @@ from attnprof.attribution.products import (
     is_distance,
     is_outer_product,
 )
-from attnprof.attribution.readers import Readers
 from attnprof.attribution.unfolded import Unfolded
 from attnprof.vocabulary import Role
 
@@ -60,10 +61,11 @@ class Flow:
         self._normalised: set[int] = set()
         """Such rows that went through a softmax: what is made of them is no residual stream."""
         self._pairs = Pairs()
-        self._readers = Readers(facts)
+        self._joins = Joins(facts, self._pairs)
         self._view_memo: dict[tuple[Any, ...], Bits] = {}
         self._op_memo: dict[tuple[Any, ...], Bits] = {}
         self._outer = OuterProducts(facts)
+        self._made_weights = MadeWeights(facts)
         self._may_be_outer = [name in OUTER_OPS for name in facts.short_names]
         self._kind = [classify(name) for name in facts.short_names]
         for op in facts.list_writing(is_forward):
@@ -137,7 +139,9 @@ class Flow:
         bits = [self.bits_of_input(row) for row in rows]
         kind = self._kind[facts.code[op]]
         out = facts.rows_out(op)
-        if kind >= 0 and len(rows) >= kind + 2 and len(out):
+        is_product = kind >= 0 and len(rows) >= kind + 2 and len(out) > 0
+        self._made_weights.follow(op, origins, is_product=is_product)
+        if is_product:
             self._visit_product(op, kind, origins, bits)
             self._unfolded.lay_out_product(
                 out[0], rows[kind], rows[kind + 1], by_rows=is_distance(facts, op)
@@ -192,14 +196,16 @@ class Flow:
         and of those the one that was the largest from the first, speaks. The others are biases.
         """
         numbers = [self._pair_of_input(row) for row in rows]
-        found = self._find_going_on(op, rows, numbers)
+        found = self._joins.find_going_on(op, rows, numbers)
         if len(found) < 2 or not len(out):
             return
         held = {i: n for i, n in enumerate(numbers) if n is not None and n in found}
         size = self._facts.signature_of(out[0]).numel
         if any(self._facts.signature_of(rows[i]).numel != size for i in held):
             return  # pieces of one score matrix, put together
-        own = {n: min(size, self._facts.signature_of(self._first_output(n)).numel) for n in found}
+        own = {
+            n: min(size, self._facts.signature_of(self._joins.first_output(n)).numel) for n in found
+        }
         speaker = max(held, key=lambda i: (has_clean_sides(bits[i]), own[held[i]], -held[i]))
         chosen = held[speaker]
         for i, number in held.items():
@@ -207,10 +213,6 @@ class Flow:
                 bits[i] = axes.without_sides(bits[i])
         for number in found - {chosen}:
             self._pairs.put_aside(number, chosen)
-
-    def _first_output(self, number: int) -> int:
-        """Return the output row of a pair's first product."""
-        return self._facts.rows_out(self._pairs[number].firsts[0])[0]
 
     def _choose_heard(self, out: range, scores: list[int]) -> list[int]:
         """Return the scores among an op's input rows that say what its outputs' dimensions are.
@@ -249,7 +251,7 @@ class Flow:
         if name in OVERWRITING:
             rows = rows[1:]  # what was there before is gone
         met = [self._pair_of_input(row) for row in rows]
-        numbers = self._find_going_on(op, rows, met)
+        numbers = self._joins.find_going_on(op, rows, met)
         if not numbers:
             if any(number is not None for number in met):
                 self._forget_sides(self._facts.rows_out(op))
@@ -275,34 +277,6 @@ class Flow:
                 self._forget_sides([row])
         (pair.between if kept else pair.beside).append(op)
 
-    def _find_going_on(self, op: int, rows: range, met: list[int | None]) -> set[int]:
-        """Return which of the pairs that meet in an op go on as scores.
-
-        Where several do, those whose attention is done are a bias to the others; among themselves,
-        in a loss say, they are scores no more. So is what a model makes once for all its layers.
-
-        Args:
-            op: The op.
-            rows: Its input rows.
-            met: Per row the number of its pair.
-        """
-        numbers = {number for number in met if number is not None}
-        if len(numbers) < 2:
-            return numbers
-        numbers = {n for n in numbers if not self._pairs.is_read(n)}
-        scope, producer = int(self._facts.scope[op]), self._facts.producer_row
-        inside = {n for n in numbers if self._facts.ran_within(self._pairs[n].firsts[0], scope)}
-        if not inside:
-            return numbers
-        shared = {
-            number
-            for row, number in zip(rows, met, strict=True)
-            if number is not None
-            and number not in inside
-            and any(map(self._readers.is_shared, (producer[row], self._first_output(number))))
-        }
-        return numbers - shared
-
     def _forget_sides(self, rows: Iterable[int]) -> None:
         for row in rows:
             self.bits[row] = axes.without_sides(self.bits[row])
@@ -323,9 +297,11 @@ class Flow:
         if origins[at + 1] is Origin.CONSTANT and left and left[-1] == FEATURE and right:
             right = (*right[:-1], FEATURE)
         result = axes.of_product(facts.signature_of(out), left, right)
-        pair_left, pair_right = (self._pair_of_input(rows[i]) for i in (at, at + 1))
+        pair_left, pair_right = (self._pair_to_read(rows[i]) for i in (at, at + 1))
         both = origins[at] == origins[at + 1] == Origin.ACTIVATION
         self.origin[out] = of_product(origins[at], origins[at + 1])
+        if self._made_weights.holds(out):  # no token is in it
+            result = tuple(FEATURE if bit else 0 for bit in result)
         self.bits[out] = result
         if not both or len(left) < 2 or len(right) < 2:
             self._pass_projection(op, rows)
@@ -353,6 +329,13 @@ class Flow:
         # Scores times scores (landmark attention) are scores still; scores times values end here.
         if pattern is not None and (not consumed or all(b & TOKEN for b in result[-2:])):
             self._begin_pair(op, out, pattern, consumed)
+
+    def _pair_to_read(self, row: int) -> int | None:
+        """Return the pair of an input row of a product, if it is one of scores for sure."""
+        number = self._pair_of_input(row)
+        if number is None or self._facts.producer_row[row] in self._normalised:
+            return number
+        return None if self._pairs.is_open(number) else number
 
     def _pass_projection(self, op: int, rows: range) -> None:
         """Let scores pass a product with a parameter (over heads, say), if both sides survive.
@@ -384,7 +367,8 @@ class Flow:
         right = bits[-1] | RIGHT if sizes[-1] > 1 else 0
         self.bits[out] = (*bits[:-2], left, right)
         # A side of size 1 (one query when decoding) leaves no bit and is not asked for.
-        number = self._pairs.begin(Pair(pattern, [op], sides=(left | right) & SIDES))
+        pair = Pair(pattern, [op], sides=(left | right) & SIDES)
+        number = self._pairs.begin(pair, is_open=self._made_weights.are_read_by(op))
         if consumed:
             self._pairs[number].is_chain = True
             number = self._pairs.join(consumed | {number})

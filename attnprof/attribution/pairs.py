@@ -88,13 +88,17 @@ class Pairs:
         self._aside: set[int] = set()
         self._read: set[int] = set()
         """Of those that stand for others, those with second products."""
+        self._open: set[int] = set()
+        """Of those that stand for others, those that may be projections by a weight."""
 
     def __getitem__(self, number: int) -> Pair:
         """Return a pair as it was begun."""
         return self._pairs[number]
 
-    def begin(self, pair: Pair) -> int:
-        """Enter a pair; return its number."""
+    def begin(self, pair: Pair, *, is_open: bool = False) -> int:
+        """Enter a pair, which may be a projection by a weight if ``is_open``; return its number."""
+        if is_open:
+            self._open.add(len(self._pairs))
         self._parent.append(len(self._pairs))
         self._pairs.append(pair)
         return len(self._pairs) - 1
@@ -113,7 +117,13 @@ class Pairs:
             self._parent[number] = first
         if not self._read.isdisjoint(rest):
             self._read.add(first)
+        if not self._open.issuperset(rest):
+            self._open.discard(first)
         return first
+
+    def is_open(self, number: int) -> bool:
+        """Return whether a pair may be a projection by a weight, unless a softmax follows."""
+        return self.find(number) in self._open
 
     def read(self, number: int, op: int, row: int) -> None:
         """Note that an op is a second product of a pair, through an input row."""
