@@ -112,6 +112,7 @@ def _mixes_tokens(facts: Facts, pair: Pair) -> bool:
 def _read_pair(facts: Facts, flow: Flow, pair: Pair) -> AttentionCall:
     root = flow.find_pair(flow.pair_of[int(facts.producer_row[pair.seconds[0][1]])])
     path = _walk_path(facts, flow, pair, root)
+    path |= {op for op, _ in pair.seconds if _is_multiplication(facts, op)}
     ops = sorted(pair.ops)
     end = min(op for op, _ in pair.seconds)  # what a loss makes of scores is no part of the layer
     named = [op for op in ops if op not in pair.beside and op <= end]
@@ -125,7 +126,7 @@ def _read_pair(facts: Facts, flow: Flow, pair: Pair) -> AttentionCall:
         call.key_rows += factors(facts, op)
     for op, row in pair.seconds:
         call.key_rows.append(next(r for r in factors(facts, op) if r != row))
-        call.io_rows.append(facts.rows_out(op)[0])
+        call.io_rows.append(_find_result(facts, op))
     call.io_rows += call.key_rows
     if pair.pattern is Pattern.STATE:
         call.path_rows = [row for op in sorted(path) for row in facts.rows_out(op)]
@@ -157,6 +158,18 @@ def _read_pair(facts: Facts, flow: Flow, pair: Pair) -> AttentionCall:
     read_shapes(facts, flow, pair, call)
     _find_masks(facts, call)
     return call
+
+
+def _is_multiplication(facts: Facts, op: int) -> bool:
+    return facts.short_names[facts.code[op]] in MULTIPLICATIONS
+
+
+def _find_result(facts: Facts, second: int) -> int:
+    """Return the output row of a second product; where it is written out, of the sum over keys."""
+    if _is_multiplication(facts, second):
+        sums = (op for op in facts.users_of(second) if facts.short_names[facts.code[op]] == "sum")
+        second = next(sums, second)
+    return facts.rows_out(second)[0]
 
 
 def _walk_path(facts: Facts, flow: Flow, pair: Pair, root: int) -> set[int]:

@@ -71,7 +71,7 @@ def attribute(stored: StoredRun, devices: Sequence[DeviceBlocks] = ()) -> Attrib
     calls = sorted([*calls, *find_fused_pairs(facts, calls)], key=lambda call: call.ops[0])
     kept = find_kept(facts, flow, timeline, calls)
     _name_inference_phases(facts, timeline, calls, kept)
-    carried = find_scans(facts, flow, is_forward)
+    carried = find_scans(facts, flow, is_forward, calls)
     labels = label_storages(facts, flow, calls, kept, carried, identities, repeats.original)
     label_custom_backward(facts, calls, labels)
     for storage in inputs:

@@ -33,6 +33,7 @@ from attnprof.attribution.products import (
     is_outer_product,
 )
 from attnprof.attribution.unfolded import Unfolded
+from attnprof.attribution.weighted_sums import WeightedSums
 from attnprof.vocabulary import Role
 
 
@@ -65,6 +66,7 @@ class Flow:
         self._view_memo: dict[tuple[Any, ...], Bits] = {}
         self._op_memo: dict[tuple[Any, ...], Bits] = {}
         self._outer = OuterProducts(facts)
+        self._weighted = WeightedSums(facts)
         self._made_weights = MadeWeights(facts)
         self._may_be_outer = [name in OUTER_OPS for name in facts.short_names]
         self._kind = [classify(name) for name in facts.short_names]
@@ -172,6 +174,8 @@ class Flow:
             self._carry_pair(op, rows)
         if self._may_be_outer[facts.code[op]]:
             self._follow_outer(op, origins, bits)
+            of_data = min(origins, default=Origin.CONSTANT) is Origin.ACTIVATION
+            self._follow_weighted(op, scores, bits, of_data=of_data)
         if min(origins, default=Origin.CONSTANT) is Origin.ACTIVATION and (
             is_outer_product(facts, op) and self.bits[out[0]][-2:] == (FEATURE, FEATURE)
         ):
@@ -187,6 +191,19 @@ class Flow:
             out = self._facts.rows_out(op)[0]
             pair = Pair(Pattern.SCORES, [outer.ops[0]], between=[*outer.ops[1:], op])
             self.pair_of[out], self.bits[out] = self._pairs.begin(pair), marked
+
+    def _follow_weighted(
+        self, op: int, scores: list[int], bits: list[Bits], *, of_data: bool
+    ) -> None:
+        """Let the sum over keys of values times scores end the attention that it belongs to."""
+        column = self._weighted.follow(op, scores, bits, of_data=of_data)
+        found = self._weighted.sum_up(op) if column is None else (op, column)
+        number = self._pair_to_read(found[1]) if found else None
+        if found and number is not None:
+            self._pairs.read(number, *found)
+            for row in self._facts.rows_out(op):
+                self.pair_of.pop(row, None)
+            self._forget_sides(self._facts.rows_out(op))
 
     def _take_sides_of_one(self, op: int, rows: range, out: range, bits: list[Bits]) -> None:
         """Where an op adds scores of several products, let one of them say which side is which.

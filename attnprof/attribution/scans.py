@@ -8,11 +8,12 @@ none: it is an ordinary recurrent network, no way around attention.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
 from attnprof.attribution.axes import TOKEN
+from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Bools, Facts, Ints
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.origins import Origin
@@ -26,20 +27,25 @@ _LONGEST_BODY = 256
 """Ops that are looked through, at most, for what one token passes on to the next."""
 
 
-def find_scans(facts: Facts, flow: Flow, is_forward: Bools) -> dict[int, str]:
+def find_scans(
+    facts: Facts, flow: Flow, is_forward: Bools, calls: Iterable[AttentionCall]
+) -> dict[int, str]:
     """Return the storages that hold the states of scans, with their layers.
 
     Args:
         facts: The run's tables.
         flow: What its tensors are made from.
         is_forward: Per op, whether it computes rather than differentiates or updates.
+        calls: The attention calls. Where one goes from key to key, it adds values up, and carries
+            no state.
     """
+    adding = {op for call in calls for op in call.seconds if not is_product(facts, op)}
     carried: dict[int, str] = {}
     seen: set[int] = set()
     places_of: dict[tuple[int, bytes], set[int]] = {}  # a module's loop is the same in every step
     for begins in _find_loops(facts, flow, is_forward):
         scope, module = int(facts.scope[begins[0]]), int(facts.op_module[begins[0]])
-        if scope in seen:
+        if scope in seen or not adding.isdisjoint(range(begins[1], begins[2])):
             continue
         key = module, facts.code[begins[1] : begins[2]].tobytes()
         if key not in places_of:

@@ -101,6 +101,8 @@ def _count_met(facts: Facts, pair: Pair, call: AttentionCall) -> int:
     for op, row in pair.seconds:
         read = facts.signature_of(row)
         columns = read.shape[-1 if row == factors(facts, op)[0] else -2]
+        if not is_product(facts, op):  # written out: the last dimension is that of features
+            columns = call.k_len
         met.append(columns)
         if read.numel == rows * columns:
             together += columns

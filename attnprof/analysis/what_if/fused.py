@@ -11,7 +11,7 @@ from attnprof.analysis.what_if.scene import Scene, count_words
 from attnprof.analysis.what_if.table import Table
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.pairs import Pattern
-from attnprof.attribution.products import is_distance
+from attnprof.attribution.products import is_distance, is_product
 from attnprof.vocabulary import AttentionKind, Category, Phase
 
 _COPIES = frozenset({"clone", "_to_copy", "copy"})
@@ -115,6 +115,8 @@ def _find_obstacle(scene: Scene, call: AttentionCall, *, without_dropout: bool) 
         return "scores are distances, and fused kernels multiply queries by keys"
     if "softmax" not in call.backend:
         return f"scores are normalised by {call.backend}, and fused kernels know only the softmax"
+    if changing := _find_changes(scene, call):
+        return f"{changing} comes between the softmax and V, and fused kernels do nothing there"
     if not scene.is_on_cpu:
         return ""
     if call.has_dropout and not without_dropout:
@@ -128,6 +130,18 @@ def _find_obstacle(scene: Scene, call: AttentionCall, *, without_dropout: bool) 
     if call.kv_heads < call.heads and scene.is_torch_2_8:
         return "torch 2.8's fused kernel for the CPU takes no grouped queries; torch 2.9's does"
     return ""
+
+
+_CHOOSING = frozenset({"topk", "sort", "gather", "index", "index_select", "scatter", "cumsum"})
+
+
+def _find_changes(scene: Scene, call: AttentionCall) -> str:
+    """Return what is done to softmax results, of what is more than to drop or to hide some."""
+    facts = scene.facts
+    between = sorted(call.softmax_ops - call.seconds)
+    names = {facts.short_names[facts.code[op]] for op in between if is_product(facts, op)}
+    names |= _CHOOSING.intersection(facts.short_names[facts.code[op]] for op in between)
+    return ", ".join(sorted(names))
 
 
 def _explain(scene: Scene, refused: dict[str, str]) -> str:
