@@ -170,6 +170,7 @@ class Flow:
         for row in out:
             self.origin[row] = origin
             self.bits[row] = self._bits_of_output(row, kind, rows, bits, heard)
+        self._unfolded.put_together(op)
         if scores:
             self._carry_pair(op, rows)
         if self._may_be_outer[facts.code[op]]:
@@ -342,7 +343,10 @@ class Flow:
             self._carry_pair(op, rows)
             return
         self.bits[out] = result = axes.without_sides(result)
-        pattern = pattern_of(result[-2:], (left[-1] | right[-2]) & ~SIDES, depth)
+        both_ends = (left[-1] & ~SIDES, right[-2] & ~SIDES)
+        # What nobody made may be transposed: the last dimension is no more than a guess.
+        is_made = [facts.producer_row[rows[i]] in self.bits for i in (at, at + 1)]
+        pattern = pattern_of(result[-2:], both_ends, depth, is_certain=is_made)
         # Scores times scores (landmark attention) are scores still; scores times values end here.
         if pattern is not None and (not consumed or all(b & TOKEN for b in result[-2:])):
             self._begin_pair(op, out, pattern, consumed)

@@ -1,5 +1,6 @@
 """Pairs of products: what a first product makes, and what belongs to it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -55,22 +56,30 @@ class Pair:
         return have & self.sides == self.sides
 
 
-def pattern_of(free: Bits, contracted: int, depth: int) -> Pattern | None:
+def pattern_of(
+    free: Bits, contracted: tuple[int, int], depth: int, *, is_certain: Sequence[bool]
+) -> Pattern | None:
     """Say what a product of activations makes, if it can be the first of a pair.
 
     Args:
         free: The bits of the result's rows and columns.
-        contracted: The bits of the contracted dimension.
+        contracted: The bits of the contracted dimension, in the left factor and in the right one.
         depth: Its size.
+        is_certain: Per factor, whether its bits are known, and not those of what nobody made.
     """
+    either = contracted[0] | contracted[1]
     # What stems from nothing (one query; rows of a constant) may be tokens as well.
     tokens = [bit != FEATURE for bit in free]
     features_only = all(bit == FEATURE for bit in free)
-    if features_only and (contracted & TOKEN or depth == 1):
+    if features_only and (either & TOKEN or depth == 1):
         return Pattern.STATE
-    if (contracted & TOKEN and not contracted & FEATURE) or depth == 1:
+    if (either & TOKEN and not either & FEATURE) or depth == 1:
         return Pattern.SCORES if all(tokens) else None
-    return Pattern.SCORES if all(tokens) else Pattern.LOW_RANK
+    if all(tokens):
+        return Pattern.SCORES
+    # A matrix of all tokens that was given (neighbours in a graph) mixes features of tokens.
+    is_mixing = (TOKEN, True) in zip(contracted, is_certain, strict=True)
+    return None if is_mixing else Pattern.LOW_RANK
 
 
 def has_clean_sides(bits: Bits) -> bool:

@@ -1,11 +1,14 @@
 """How tensors with folded dimensions would have been written unfolded, followed through ops."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from attnprof.attribution.axes import FEATURE, TOKEN, Bits
 from attnprof.attribution.facts import Facts
 from attnprof.attribution.layouts import Factors, Layout, fold, unfold
+
+_JOINING = frozenset({"cat", "stack"})
 
 
 class Unfolded:
@@ -43,6 +46,44 @@ class Unfolded:
             if facts.signature_of(row).shape == shape:
                 self._lay_out(out, self._unfold_input(row))
                 return
+
+    def put_together(self, op: int) -> None:
+        """Let what is put together from the heads of one tensor have heads, wherever they lie.
+
+        ``torch.cat(x.chunk(heads, -1), 0)`` puts them before the batch, ``torch.stack`` beside it.
+        """
+        facts = self._facts
+        rows, outs = facts.rows_in(op), facts.rows_out(op)
+        if facts.short_names[facts.code[op]] not in _JOINING or len(rows) < 2 or not len(outs):
+            return
+        made = {(int(facts.producer_row[row]), int(facts.signature[row])) for row in rows}
+        if len(made) != 1 or not self._are_cut_from_features(rows[0], len(rows)):
+            return
+        out, piece = facts.signature_of(outs[0]).shape, facts.signature_of(rows[0]).shape
+        dimensions = [*self._list_dimensions(rows[0])]
+        longer = [i for i, (a, b) in enumerate(zip(out, piece, strict=False)) if a != b]
+        heads = (len(rows), FEATURE)
+        if len(out) > len(piece):
+            dimensions.insert(longer[0] if longer else len(piece), (heads,))
+        elif len(longer) == 1 and len(out) == len(piece):
+            dimensions[longer[0]] = (heads, *dimensions[longer[0]])
+        sizes = tuple(math.prod(size for size, _ in parts) for parts in dimensions)
+        if sizes == out:
+            self._bits[outs[0]] = tuple(_join_bits(parts) for parts in dimensions)
+            self._lay_out(outs[0], tuple(dimensions))
+
+    def _are_cut_from_features(self, row: int, count: int) -> bool:
+        """Return whether an input row is one of ``count`` pieces of features."""
+        made, piece = int(self._facts.producer_row[row]), self._facts.signature_of(row)
+        if made not in self._bits:
+            return False
+        written, bits = self.written(made)
+        sizes = dict(zip(piece.stride, piece.shape, strict=True))
+        return any(
+            bit == FEATURE and stride in sizes and 1 < count * sizes[stride] <= size
+            for size, stride, bit in zip(written.shape, written.stride, bits, strict=True)
+            if sizes.get(stride) != size
+        )
 
     def _unfold_input(self, row: int) -> tuple[Factors, ...]:
         """Return the parts of every dimension of the tensor in an input row."""
@@ -89,6 +130,13 @@ class Unfolded:
         columns = rights[-2:][:1] if by_rows else rights[-1:]
         columns = columns if len(rights) > 1 else ()
         self._lay_out(out, (*(batch or lefts[:-2]), *lefts[-2:-1], *columns))
+
+
+def _join_bits(parts: Factors) -> int:
+    result = 0
+    for _, bit in parts:
+        result |= bit
+    return result
 
 
 def _choose_clearer(left: Factors, right: Factors) -> Factors:

@@ -242,3 +242,22 @@ def test_updates_of_pairs_of_tokens_are_no_attention() -> None:
     run = tracer.run
     assert run.layers().is_empty()
     assert "attention_scores" not in run.peak().by_category()
+
+
+class GraphAutoEncoder(nn.Module):
+    """Features of nodes, mixed by a matrix of neighbours; every pair of nodes gets a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(WIDTH, HEADS)
+
+    def forward(self, x: Tensor, neighbours: Tensor) -> Tensor:
+        nodes = neighbours @ self.project(x)
+        return (nodes @ nodes.mT).sigmoid()
+
+
+def test_features_mixed_by_neighbours_are_no_scores() -> None:
+    model = GraphAutoEncoder()
+    with attnprof.trace() as tracer:
+        model(torch.randn(TOKENS, WIDTH), torch.rand(TOKENS, TOKENS)).square().mean().backward()
+    assert tracer.run.layers().is_empty()
