@@ -100,10 +100,11 @@ def _judge(
         group: Those of the same layer's call, this one among them.
         outer: How many sequences its keys are from; 0 if unknown.
     """
+    if call.k_len < call.q_len and _are_pooled_to_number(facts, flow, call):
+        return AttentionKind.LOW_RANK
     tokens, is_pooled = _count_tokens(facts, call, outer)
     if not tokens or call.k_len >= tokens:
-        are_few = call.k_len < call.q_len and _are_pooled_to_number(facts, flow, call)
-        return AttentionKind.LOW_RANK if are_few else AttentionKind.MATERIALISED
+        return AttentionKind.MATERIALISED
     scores = _count_scores(facts, call)
     if _has_windows(facts, call, outer):
         is_band = scores < call.batch * call.heads * call.q_len * tokens
@@ -115,9 +116,24 @@ def _judge(
         else:
             in_all = sum(_count_scores(facts, each) for each in group)
             is_band &= 2 * in_all < outer * call.heads * tokens * tokens
+            is_band |= _are_stretches(group, outer * tokens, tokens)
     if not is_band:
         return AttentionKind.MATERIALISED
     return AttentionKind.LOW_RANK if is_pooled else AttentionKind.BANDED
+
+
+def _are_stretches(group: list[AttentionCall], queries: int, tokens: int) -> bool:
+    """Return whether calls go from one stretch of queries to the next, and none meets all keys.
+
+    A program that goes over blocks of scores asks every query several times.
+
+    Args:
+        group: The calls.
+        queries: The queries of all sequences.
+        tokens: The tokens of one sequence.
+    """
+    asked = sum(call.batch * call.q_len for call in group)
+    return len(group) > 2 and asked <= queries and max(call.k_len for call in group) < tokens
 
 
 def _count_scores(facts: Facts, call: AttentionCall) -> int:

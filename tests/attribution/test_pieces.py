@@ -269,3 +269,28 @@ class Grouped(nn.Module):
 def test_groups_of_heads_without_a_batch_are_heads() -> None:
     rows = list_rows(Grouped(), x=torch.randn(20, WIDTH))
     assert rows == {"": ("materialised", 1, 6, 2, 20, 20)}
+
+
+class Segments(nn.Module):
+    """Queries ask segment by segment; each sees its own keys and some of those before."""
+
+    def __init__(self, length: int, *, sees_all: bool) -> None:
+        super().__init__()
+        self.project, self.length, self.sees_all = nn.Linear(WIDTH, 3 * WIDTH), length, sees_all
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        q, k, v = self.project(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        mixed = []
+        for begin in range(0, x.shape[1], self.length):
+            end = begin + self.length
+            seen = slice(0 if self.sees_all else max(0, begin - self.length), end)
+            weights = (q[:, :, begin:end] @ k[:, :, seen].mT).softmax(-1)
+            mixed.append(weights @ v[:, :, seen])
+        return (torch.cat(mixed, 2),)
+
+
+@pytest.mark.parametrize("length", [4, 8])
+@pytest.mark.parametrize("sees_all", [False, True])
+def test_segments_that_see_the_one_before_are_a_band(length: int, sees_all: bool) -> None:
+    rows = list_rows(Segments(length, sees_all=sees_all), x=torch.randn(BATCH, 23, WIDTH))
+    assert rows[""][0] == ("materialised" if sees_all else "banded")

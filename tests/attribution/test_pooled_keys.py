@@ -55,3 +55,24 @@ class Pyramid(nn.Module):
 def test_pools_of_several_sizes() -> None:
     rows = list_kinds(Pyramid(), torch.randn(BATCH, 3, 32, 32))
     assert rows == [("low_rank", 64, 1 + 4 + 9)]
+
+
+class Agents(nn.Module):
+    """Agent attention: a number of tokens, pooled from the queries, ask and are asked."""
+
+    def __init__(self, agents: int) -> None:
+        super().__init__()
+        self.agents, self.project = agents, nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        q, k, v = self.project(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        pooled = functional.adaptive_avg_pool1d(q.flatten(0, 1).mT, self.agents).mT
+        agents = pooled.unflatten(0, (-1, HEADS))
+        heard = (agents @ k.mT).softmax(-1) @ v
+        return ((q @ agents.mT).softmax(-1) @ heard,)
+
+
+@pytest.mark.parametrize("agents", [5, 6, 16])
+def test_a_number_of_agents_is_low_rank_however_many_tokens_there_are(agents: int) -> None:
+    ((kind, *_lengths),) = list_kinds(Agents(agents), torch.randn(BATCH, 23, WIDTH))
+    assert kind == "low_rank"
