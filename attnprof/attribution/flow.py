@@ -54,7 +54,7 @@ class Flow:
         self.origin: dict[int, Origin] = {}
         """Per output row that wrote memory."""
         self.bits: dict[int, Bits] = {}
-        self._unfolded = Unfolded(facts, self.bits, self.bits_of_input)
+        self.unfolded = Unfolded(facts, self.bits, self.bits_of_input)
         self.pair_of: dict[int, int] = {}
         """Per output row that is a score, the number of its pair (see `find_pair`)."""
         self._projected: set[int] = set()
@@ -120,9 +120,9 @@ class Flow:
             return axes.of_source(facts.signatures[read], is_parameter=False)  # maybe an image
         if bits is None or is_parameter:
             return axes.of_source(facts.signatures[read], is_parameter=is_parameter)
-        if self._unfolded.is_as_written(writer, read):
+        if self.unfolded.is_as_written(writer, read):
             return bits
-        written, bits = self._unfolded.written(writer)
+        written, bits = self.unfolded.written(writer)
         key = (written.shape, written.stride, bits, read)
         found = self._view_memo.get(key)
         if found is None:
@@ -132,7 +132,7 @@ class Flow:
 
     def written(self, row: int) -> Layout:
         """Return how an output row was written, with folded dimensions unfolded, and its bits."""
-        return self._unfolded.written(row)
+        return self.unfolded.written(row)
 
     def _visit(self, op: int) -> None:
         facts = self._facts
@@ -145,7 +145,7 @@ class Flow:
         self._made_weights.follow(op, origins, is_product=is_product)
         if is_product:
             self._visit_product(op, kind, origins, bits)
-            self._unfolded.lay_out_product(
+            self.unfolded.lay_out_product(
                 out[0], rows[kind], rows[kind + 1], by_rows=is_distance(facts, op)
             )
             return
@@ -170,23 +170,24 @@ class Flow:
         for row in out:
             self.origin[row] = origin
             self.bits[row] = self._bits_of_output(row, kind, rows, bits, heard)
-        self._unfolded.put_together(op)
+        self.unfolded.put_together(op)
         if scores:
             self._carry_pair(op, rows)
         if self._may_be_outer[facts.code[op]]:
-            self._follow_outer(op, origins, bits)
             of_data = min(origins, default=Origin.CONSTANT) is Origin.ACTIVATION
+            self._follow_outer(op, bits, of_data=of_data)
             self._follow_weighted(op, scores, bits, of_data=of_data)
         if min(origins, default=Origin.CONSTANT) is Origin.ACTIVATION and (
             is_outer_product(facts, op) and self.bits[out[0]][-2:] == (FEATURE, FEATURE)
         ):
             self._begin_pair(op, out[0], Pattern.STATE, set())
         for row in out:
-            self._unfolded.carry(row, leading)
+            self.unfolded.carry(row, leading)
+        self.unfolded.repeat(op)
 
-    def _follow_outer(self, op: int, origins: list[Origin], bits: list[Bits]) -> None:
+    def _follow_outer(self, op: int, bits: list[Bits], *, of_data: bool) -> None:
         """Let the sum over features of queries times keys, all with all, be scores."""
-        self._outer.follow(op, bits, of_data=min(origins, default=0) == Origin.ACTIVATION)
+        self._outer.follow(op, bits, of_data=of_data)
         if len(bits) == 1 and (found := self._outer.sum_up(op, bits[0])):
             outer, marked = found
             out = self._facts.rows_out(op)[0]

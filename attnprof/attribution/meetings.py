@@ -14,6 +14,7 @@ from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, SIDES, TOKEN, Bits
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Bools, Facts
 from attnprof.attribution.flow import Flow
+from attnprof.attribution.layouts import Factors
 from attnprof.attribution.origins import Origin
 from attnprof.attribution.pairs import Pair, Pattern
 from attnprof.attribution.products import INTEGERS, factors, is_product
@@ -30,6 +31,8 @@ class Meeting:
     """The dimension of its result that runs over the first operand's tokens; -1 for one query."""
     right: int
     """The same of the second operand."""
+    parts: tuple[Factors, ...] = ()
+    """The parts of its dimensions, with sides, where both lie in one."""
 
 
 def find_meetings(facts: Facts, flow: Flow, is_forward: Bools) -> dict[int, Meeting]:
@@ -55,6 +58,8 @@ def _read(facts: Facts, flow: Flow, op: int) -> Meeting | None:
     rights = [i for i in dims if second[i] & TOKEN and not first[i]]
     if len(lefts) == len(rights) == 1:
         return Meeting(lefts[0], rights[0])
+    if not lefts and not rights and (folded := _read_folded(flow, rows, out.shape)):
+        return folded
     # One query, as of a decoder that attends at every step. It has to have features of its own:
     # what was subtracted from a whole sequence may be its mean, or its maximum.
     alone = rows[0] if not lefts else rows[1]
@@ -63,7 +68,31 @@ def _read(facts: Facts, flow: Flow, op: int) -> Meeting | None:
     has_features = any(first[i] == second[i] == FEATURE for i in dims)
     if len(lefts) + len(rights) != 1 or not is_projected or not has_features:
         return None
-    return Meeting(*(found[0] if found else -1 for found in (lefts, rights)))
+    left, right = (found[0] if found else -1 for found in (lefts, rights))
+    return Meeting(left, right)
+
+
+def _read_folded(flow: Flow, rows: range, shape: tuple[int, ...]) -> Meeting | None:
+    """Return a sum in which queries and keys are one dimension: all pairs, one after the other."""
+    first, second = map(flow.unfolded.parts_of_input, rows)
+    if not len(first) == len(second) == len(shape):
+        return None
+    found: list[Factors] = []
+    folded: list[int] = []
+    for dim, (a, b) in enumerate(zip(first, second, strict=True)):
+        if len(a) == 1 or [size for size, _ in a] != [size for size, _ in b]:
+            found.append(((shape[dim], a[0][1] | b[0][1]),))
+            continue
+        pairs = [(own, other) for (_, own), (_, other) in zip(a, b, strict=True)]
+        lefts = [i for i, (own, other) in enumerate(pairs) if own & TOKEN and not other]
+        rights = [i for i, (own, other) in enumerate(pairs) if other & TOKEN and not own]
+        sides = {i: LEFT for i in lefts} | {i: RIGHT for i in rights}
+        found.append(
+            tuple((a[i][0], pairs[i][0] | pairs[i][1] | sides.get(i, 0)) for i in range(len(a)))
+        )
+        if len(lefts) == len(rights) == 1:
+            folded.append(dim)
+    return Meeting(folded[0], folded[0], tuple(found)) if len(folded) == 1 else None
 
 
 def _align(bits: Bits, dimensions: int) -> Bits:
@@ -93,12 +122,13 @@ class SumFlow(Flow):
                 marked[dim] |= side
                 sides |= side
         self.bits[out] = tuple(marked)
+        self.unfolded.lay_out(out, meeting.parts)
         self.pair_of[out] = self._pairs.begin(Pair(Pattern.SUMS, [op], sides=sides))
 
     def _begin_pair(self, op: int, out: int, pattern: Pattern, consumed: set[int]) -> None:
         """Begin nothing: products have been followed before."""
 
-    def _follow_outer(self, op: int, origins: list[Origin], bits: list[Bits]) -> None:
+    def _follow_outer(self, op: int, bits: list[Bits], *, of_data: bool) -> None:
         """Begin nothing."""
 
     def _are_projected(self, rows: range) -> bool:

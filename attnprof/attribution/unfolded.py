@@ -44,8 +44,29 @@ class Unfolded:
         shape = facts.signature_of(out).shape
         for row in rows:
             if facts.signature_of(row).shape == shape:
-                self._lay_out(out, self._unfold_input(row))
+                self.lay_out(out, self._unfold_input(row))
                 return
+
+    def parts_of_input(self, row: int) -> tuple[Factors, ...]:
+        """Return the parts of every dimension of the tensor in an input row; often only one."""
+        return self._unfold_input(row) or self._list_dimensions(row)
+
+    def repeat(self, op: int) -> None:
+        """Let a tensor that is repeated along its dimensions have the repeats as parts of them."""
+        facts = self._facts
+        rows, outs = facts.rows_in(op), facts.rows_out(op)
+        if facts.short_names[facts.code[op]] != "repeat" or len(rows) != 1:
+            return
+        given, out = (facts.signature_of(row).shape for row in (rows[0], outs[0]))
+        parts = ((),) * (len(out) - len(given)) + self.parts_of_input(rows[0])
+        sizes = (1,) * (len(out) - len(given)) + given
+        self.lay_out(
+            outs[0],
+            tuple(
+                ((whole // size, 0), *own) if whole > size else own
+                for whole, size, own in zip(out, sizes, parts, strict=True)
+            ),
+        )
 
     def put_together(self, op: int) -> None:
         """Let what is put together from the heads of one tensor have heads, wherever they lie.
@@ -70,7 +91,7 @@ class Unfolded:
         sizes = tuple(math.prod(size for size, _ in parts) for parts in dimensions)
         if sizes == out:
             self._bits[outs[0]] = tuple(_join_bits(parts) for parts in dimensions)
-            self._lay_out(outs[0], tuple(dimensions))
+            self.lay_out(outs[0], tuple(dimensions))
 
     def _are_cut_from_features(self, row: int, count: int) -> bool:
         """Return whether an input row is one of ``count`` pieces of features."""
@@ -104,7 +125,8 @@ class Unfolded:
             self._memo[key] = found
         return found
 
-    def _lay_out(self, row: int, dimensions: tuple[Factors, ...]) -> None:
+    def lay_out(self, row: int, dimensions: tuple[Factors, ...]) -> None:
+        """Say which parts the dimensions of an output row have."""
         if dimensions and (
             layout := fold(self._facts.signature_of(row), self._bits[row], dimensions)
         ):
@@ -123,13 +145,11 @@ class Unfolded:
             right: That of its right factor.
             by_rows: Whether its columns are the right factor's rows, as of distances.
         """
-        lefts, rights = (
-            self._unfold_input(row) or self._list_dimensions(row) for row in (left, right)
-        )
+        lefts, rights = map(self.parts_of_input, (left, right))
         batch = tuple(map(_choose_clearer, lefts[:-2], rights[:-2]))
         columns = rights[-2:][:1] if by_rows else rights[-1:]
         columns = columns if len(rights) > 1 else ()
-        self._lay_out(out, (*(batch or lefts[:-2]), *lefts[-2:-1], *columns))
+        self.lay_out(out, (*(batch or lefts[:-2]), *lefts[-2:-1], *columns))
 
 
 def _join_bits(parts: Factors) -> int:
