@@ -19,10 +19,10 @@ from attnprof.attribution.layouts import Layout
 from attnprof.attribution.made_weights import MadeWeights
 from attnprof.attribution.origins import Origin, of_product
 from attnprof.attribution.outer import OUTER_OPS, OuterProducts
+from attnprof.attribution.output_bits import OutputBits
 from attnprof.attribution.pairs import Pair, Pairs, Pattern, has_clean_sides, pattern_of
 from attnprof.attribution.products import (
     CONVOLUTION,
-    EMBEDDING,
     INTEGERS,
     LINEARS,
     NORMALISING,
@@ -64,7 +64,7 @@ class Flow:
         self._pairs = Pairs()
         self._joins = Joins(facts, self._pairs)
         self._view_memo: dict[tuple[Any, ...], Bits] = {}
-        self._op_memo: dict[tuple[Any, ...], Bits] = {}
+        self._output_bits = OutputBits(facts)
         self._outer = OuterProducts(facts)
         self._weighted = WeightedSums(facts)
         self._made_weights = MadeWeights(facts)
@@ -166,10 +166,10 @@ class Flow:
         if scores and facts.short_names[facts.code[op]] not in OVERWRITING:
             self._take_sides_of_one(op, rows, out, bits)
         leading = [row for row, own in zip(rows, origins, strict=True) if own == origin]
-        heard = self._choose_heard(out, scores) or leading
+        heard = self._output_bits.choose_heard(out, scores) or leading
         for row in out:
             self.origin[row] = origin
-            self.bits[row] = self._bits_of_output(row, kind, rows, bits, heard)
+            self.bits[row] = self._output_bits.find(row, kind, rows, bits, heard)
         self.unfolded.put_together(op)
         if scores:
             self._carry_pair(op, rows)
@@ -200,7 +200,7 @@ class Flow:
         """Let the sum over keys of values times scores end the attention that it belongs to."""
         column = self._weighted.follow(op, scores, bits, of_data=of_data)
         found = self._weighted.sum_up(op) if column is None else (op, column)
-        number = self._pair_to_read(found[1]) if found else None
+        number = self._pair_to_read(found[1], ()) if found else None
         if found and number is not None:
             self._pairs.read(number, *found)
             for row in self._facts.rows_out(op):
@@ -232,34 +232,6 @@ class Flow:
                 bits[i] = axes.without_sides(bits[i])
         for number in found - {chosen}:
             self._pairs.put_aside(number, chosen)
-
-    def _choose_heard(self, out: range, scores: list[int]) -> list[int]:
-        """Return the scores among an op's input rows that say what its outputs' dimensions are.
-
-        A position embedding is a parameter, but adding it makes no features of tokens. Nor does a
-        bias that was made of tokens make tokens of the heads of scores.
-        """
-        facts = self._facts
-        shapes = [facts.signature_of(row).shape for row in out[:1] if scores]
-        return [row for row in scores if facts.signature_of(row).shape in shapes]
-
-    def _bits_of_output(
-        self, row: int, kind: int, rows: range, bits: list[Bits], heard: list[int]
-    ) -> Bits:
-        facts = self._facts
-        out = int(facts.signature[row])
-        signature = facts.signatures[out]
-        if kind == EMBEDDING and len(bits) > 1:
-            return axes.of_embedding(signature, bits[1])
-        if kind == CONVOLUTION and bits:
-            return axes.of_convolution(signature, bits[0])
-        inputs = tuple((int(facts.signature[r]), bits[r - rows.start]) for r in heard)
-        key = (out, inputs)
-        found = self._op_memo.get(key)
-        if found is None:
-            found = axes.through_op(signature, [(facts.signatures[s], b) for s, b in inputs])
-            self._op_memo[key] = found
-        return found
 
     def _carry_pair(self, op: int, rows: range) -> None:
         """Let an op's outputs belong to the pairs of its operands, if they are still scores."""
@@ -316,7 +288,8 @@ class Flow:
         if origins[at + 1] is Origin.CONSTANT and left and left[-1] == FEATURE and right:
             right = (*right[:-1], FEATURE)
         result = axes.of_product(facts.signature_of(out), left, right)
-        pair_left, pair_right = (self._pair_to_read(rows[i]) for i in (at, at + 1))
+        pair_left = self._pair_to_read(rows[at], left)
+        pair_right = self._pair_to_read(rows[at + 1], right)
         both = origins[at] == origins[at + 1] == Origin.ACTIVATION
         self.origin[out] = of_product(origins[at], origins[at + 1])
         if self._made_weights.holds(out):  # no token is in it
@@ -352,12 +325,17 @@ class Flow:
         if pattern is not None and (not consumed or all(b & TOKEN for b in result[-2:])):
             self._begin_pair(op, out, pattern, consumed)
 
-    def _pair_to_read(self, row: int) -> int | None:
-        """Return the pair of an input row of a product, if it is one of scores for sure."""
+    def _pair_to_read(self, row: int, bits: Bits) -> int | None:
+        """Return the pair of an input row of a product, if it is one for sure.
+
+        A token's features times its own, in one dimension, are more features of it, and no state.
+        """
         number = self._pair_of_input(row)
         if number is None or self._facts.producer_row[row] in self._normalised:
             return number
-        return None if self._pairs.is_open(number) else number
+        is_state = self._pairs[number].pattern is Pattern.STATE
+        is_feature = is_state and any(bit & SIDES == SIDES for bit in bits)
+        return None if is_feature or self._pairs.is_open(number) else number
 
     def _pass_projection(self, op: int, rows: range) -> None:
         """Let scores pass a product with a parameter (over heads, say), if both sides survive.
