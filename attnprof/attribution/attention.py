@@ -16,6 +16,7 @@ from attnprof.attribution.products import (
     INTEGERS,
     MULTIPLICATIONS,
     NORMALISING,
+    OVERWRITING,
     factors,
     is_index,
     is_product,
@@ -258,6 +259,8 @@ def _find_masks(facts: Facts, call: AttentionCall) -> None:
     for op in sorted(own - call.seconds):
         is_first = op in call.firsts or is_product(facts, op)
         skip = set(factors(facts, op)) if is_first else set()
+        if facts.short_names[facts.code[op]] in OVERWRITING:
+            skip.add(facts.rows_in(op)[0])  # what was there before is gone
         for row in facts.rows_in(op):
             made = int(facts.producer_row[row])
             is_own = made >= 0 and int(facts.row_op[made]) in own

@@ -106,10 +106,11 @@ def _label_identities(facts: Facts, identities: list[dict[str, Any]], labels: La
 
 
 def _label_call(facts: Facts, flow: Flow, call: AttentionCall, labels: Labels) -> None:
-    for ops, category in (
+    stages = (
         (call.softmax_ops, Category.SOFTMAX),
         (call.score_ops, Category.ATTENTION_SCORES),
-    ):
+    )
+    for ops, category in stages:
         for op in ops:
             for row in facts.rows_out(op):
                 storage = int(facts.storage[row])
@@ -126,6 +127,10 @@ def _label_call(facts: Facts, flow: Flow, call: AttentionCall, labels: Labels) -
             labels.put(int(facts.storage[row]), Category.RECURRENT_STATE, call.layer)
     for storage in find_io_storages(facts, flow, call):
         labels.put(storage, Category.ATTENTION_IO, call.layer)
+    for ops, category in stages:  # a room that scores are written to, query by query
+        for op in ops:
+            for row in facts.rows_out(op) if facts.mutates[facts.code[op]] else ():
+                labels.put(int(facts.storage[row]), category, call.layer)
 
 
 def _label_repeated(facts: Facts, original: Ints, labels: Labels) -> None:

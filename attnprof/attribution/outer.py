@@ -60,12 +60,12 @@ class OuterProducts:
             self._found[outs[0]] = found
 
     def _read(self, op: int, shape: tuple[int, ...], bits: list[Bits]) -> Outer | None:
-        left, right = (self._facts.signature_of(row).shape for row in self._facts.rows_in(op))
-        if not len(left) == len(right) == len(shape):
+        if not len(bits[0]) == len(bits[1]) == len(shape):
             return None
+        # What is broadcast stems from nothing, also where it was expanded and computed with before.
         dims = range(len(shape))
-        lefts = [i for i in dims if left[i] > 1 == right[i] and bits[0][i] & TOKEN]
-        rights = [i for i in dims if right[i] > 1 == left[i] and bits[1][i] & TOKEN]
+        lefts = [i for i in dims if bits[0][i] & TOKEN and not bits[1][i]]
+        rights = [i for i in dims if bits[1][i] & TOKEN and not bits[0][i]]
         shared = tuple(i for i in dims if shape[i] > 1 and bits[0][i] == bits[1][i] == FEATURE)
         if len(lefts) != 1 or len(rights) != 1 or not shared:
             return None

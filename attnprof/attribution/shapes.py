@@ -32,6 +32,8 @@ def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> No
         elif bit & (LEFT | RIGHT):
             q_len *= size
             query_bits |= bit
+        elif size > 1 and not bit and dim == len(bits) - 2 and q_len == 1:
+            q_len = size  # queries that were asked one after the other
         elif size > 1:
             rest.append((size, bit))
     principal = _choose_principal(facts, pair, key_side)
