@@ -163,6 +163,8 @@ class RunWriter:
 
 
 def _to_array(values: Any, kind: pa.DataType) -> pa.Array:
-    if isinstance(values, np.ndarray):
-        values = values.astype(kind.to_pandas_dtype(), copy=False)  # Arrow's checked cast is slow
+    if isinstance(values, np.ndarray) and pa.types.is_primitive(kind):
+        # By name, which numpy shares; asking for the dtype takes pandas before pyarrow 26. Arrow's
+        # own cast, which checks, is slow.
+        values = values.astype(str(kind), copy=False)
     return pa.array(values, type=kind)

@@ -53,6 +53,18 @@ def test_column_is_an_array_of_its_numbers(tmp_path: Path) -> None:
     assert numbers.tolist() == list(range(10))
 
 
+@pytest.mark.parametrize("name", TABLES)
+def test_columns_given_as_arrays_are_written_as_lists_are(name: str, tmp_path: Path) -> None:
+    rows = make_rows(name, 5)
+    # Numbers of another width than the column's, booleans, text: what numpy makes of the lists.
+    arrays = {
+        field.name: rows[field.name] if pa.types.is_list(field.type) else np.array(rows[field.name])
+        for field in TABLES[name]
+    }
+    run = open_run(write_run(tmp_path, [{name: arrays}]))
+    assert run.table(name).equals(as_table(name, [{name: rows}]))
+
+
 def test_largest_numbers_survive(tmp_path: Path) -> None:
     rows = {"kind": [1], "time_ns": [2**63 - 1], "op": [-(2**63)]}
     run = open_run(write_run(tmp_path, [{"marks": rows}]))
