@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from attnprof.capture.devices import GpuReader
+from attnprof.capture.endings import text_of
 from attnprof.capture.recorder import Recorder
 from attnprof.store.schema import RESUMED, SEED, SEGMENT_SEED
 
@@ -124,12 +125,23 @@ class AllocatorHistory:
             queued[:] = [each for each in queued if each[0] != self._start]
             self._recorder.before_commit.remove(self.collect)
             if self._is_started:
-                self._read_counters("end")
-                self._read_process()
-                self._read_pools()
-                self._read_pinned()
-                if self._is_ours:
-                    torch.cuda.memory._record_memory_history(enabled=None)
+                self._end()
+
+    def _end(self) -> None:
+        """Switch the history off and note what torch counts; raise nothing.
+
+        Once a kernel failed, calls into CUDA raise, and what the program raised is to pass on.
+        """
+        try:
+            if self._is_ours:  # first: recording does not stay on, whatever cannot be read
+                torch.cuda.memory._record_memory_history(enabled=None)
+            self._read_counters("end")
+            self._read_process()
+            self._read_pools()
+            self._read_pinned()
+        except Exception as error:
+            first_line = text_of(error).partition("\n")[0]
+            self.info["unread"] = f"{type(error).__name__}: {first_line}"
 
     def collect(self) -> None:
         """Move events that are new since the last call to the recorder."""

@@ -111,7 +111,9 @@ def _note_allocator(run: Run, peak: Peak) -> list[Note]:
 def _note_counters(run: Run, peak: Peak) -> Note:
     own = [each for each in run.reconciliation() if each.device == peak.device]
     if not own:
-        return Note("allocator", "torch's own counters were not recorded; nothing to compare with")
+        unread = run.info["allocator"].get("unread")
+        why = f"could not be read at the end ({unread})" if unread else "were not recorded"
+        return Note("allocator", f"torch's own counters {why}; nothing to compare with")
     off = [each for each in own if each.difference_bytes]
     if not off:
         counted = ", ".join(f"{each.counter} {format_bytes(each.counted_bytes)}" for each in own)

@@ -105,6 +105,28 @@ def test_own_history_is_cleared_at_each_commit_and_switched_off_at_the_end(
     assert history.info["devices"]["cuda:0"]["end"]["allocated_bytes_peak"] == 7
 
 
+@pytest.mark.parametrize("read", ["memory_stats", "device_count", "host_memory_stats"])
+@pytest.mark.parametrize("users_own", [False, True])
+def test_counters_that_cannot_be_read_at_the_end_take_no_exceptions_place(
+    monkeypatch: pytest.MonkeyPatch, read: str, users_own: bool
+) -> None:
+    allocator = Allocator(monkeypatch, users_own=users_own)
+    history = allocator.make_history()
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered\nCompile with …")
+
+    def run() -> None:
+        with history.recording():
+            monkeypatch.setattr(torch.cuda, read, fail, raising=False)
+            raise ValueError("the program's own")
+
+    with pytest.raises(ValueError, match="the program's own"):
+        run()
+    assert allocator.switched == ([] if users_own else ["all", None])
+    assert history.info["unread"] == "RuntimeError: CUDA error: device-side assert triggered"
+
+
 def test_history_of_the_user_is_read_and_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     allocator = Allocator(monkeypatch, users_own=True)
     allocator.trace += [make_event(1)]

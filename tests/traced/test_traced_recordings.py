@@ -330,6 +330,16 @@ def test_what_does_not_add_up_is_a_warning(load: Load, tmp_path: Path) -> None:
     assert "+512 bytes off" in note.text
 
 
+def test_counters_that_could_not_be_read_are_said_with_the_reason(
+    load: Load, tmp_path: Path
+) -> None:
+    run = change_counters(load("gpt2").path, tmp_path / "run", lambda begin, end: None)
+    del run.info["allocator"]["devices"][GPU]["end"]
+    run.info["allocator"]["unread"] = "RuntimeError: CUDA error: device-side assert triggered"
+    (note,) = notes_of(run, "allocator")
+    assert "could not be read at the end (RuntimeError: CUDA error: device-side as" in note.text
+
+
 def test_older_peak_in_the_counter_is_not_compared(load: Load, tmp_path: Path) -> None:
     def change(begin: dict[str, int], end: dict[str, int]) -> None:
         begin["allocated_bytes_peak"] = end["allocated_bytes_peak"] = 2**40
