@@ -7,6 +7,7 @@ Known limitations:
 """
 
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter_ns
@@ -45,7 +46,7 @@ class Operator:
     def __init__(self, func: Any, recorder: Recorder) -> None:
         """Read the operator's schema and enter it into the run's vocabulary."""
         self.func = func
-        """Held, so that no other operator gets its id, by which a mode knows it."""
+        """Held, so that no other operator gets its id, by which `Operators` know it."""
         self.call = func._op if type(func) is OpOverload else func
         """What `OpOverload.__call__` calls: one Python frame less."""
         schema: Any = getattr(func, "_schema", None)  # a higher-order operator has none
@@ -78,6 +79,25 @@ class Operator:
             # Its operand was made just now, by `torch.tensor`, where no mode can see; it becomes
             # the result, or under fake tensors is dropped for one.
             self.tensors_end = 0
+
+
+class Operators:
+    """The operators that a trace has met, in whichever thread."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        """Enter them into ``recorder``'s vocabulary."""
+        self.known: dict[int, Operator] = {}
+        """By the id of the function: hashing one calls Python."""
+        self._recorder = recorder
+        self._lock = threading.RLock()  # a signal's handler may run an op in the middle of this
+
+    def meet(self, func: Any) -> Operator:
+        """Return what is known of an operator, entering it if it is new."""
+        with self._lock:
+            operator = self.known.get(id(func))
+            if operator is None:
+                operator = self.known[id(func)] = Operator(func, self._recorder)
+            return operator
 
 
 def _find_cpu_kernel(func: Any) -> Callable[..., Any]:
@@ -145,9 +165,10 @@ class OpMode(PassiveMode):  # type: ignore[no-untyped-call]  # not annotated
         recorder: Recorder,
         ledger: Ledger,
         thread: int,
+        operators: Operators,
         in_place_forms: InPlaceForms,
     ) -> None:
-        """Record the ops of the thread numbered ``thread``."""
+        """Record the ops of the thread numbered ``thread``; other threads share ``operators``."""
         super().__init__()
         self.scope = -1
         """The innermost module call of this thread; set by the module hooks."""
@@ -165,8 +186,8 @@ class OpMode(PassiveMode):  # type: ignore[no-untyped-call]  # not annotated
         self._twins = ledger.twins
         self._signatures = recorder.signatures
         self._ops = recorder.ops
-        self._operators: dict[int, Operator] = {}
-        """By the id of the function: hashing one calls Python."""
+        self._operators = operators.known
+        self._meet = operators.meet
         self._subclasses: dict[tuple[type, ...], bool] = {}
         """Kinds of tensor among an op's operands -> whether the op is theirs to take apart."""
 
@@ -247,11 +268,6 @@ class OpMode(PassiveMode):  # type: ignore[no-untyped-call]  # not annotated
             raise
         finally:
             set_tag(users_own)
-
-    def _meet(self, func: Any) -> Operator:
-        """Return what is known of an operator that this mode has not run before."""
-        operator = self._operators[id(func)] = Operator(func, self.recorder)
-        return operator
 
     def _describe(self, values: Any, fact: list[int], born: bool) -> None:
         """Append storage and signature of every tensor among ``values`` to ``fact``."""

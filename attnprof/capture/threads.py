@@ -1,8 +1,10 @@
 """One dispatch mode per thread that does work, and none left behind."""
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from attnprof.capture.imitate import InPlaceForms
 from attnprof.capture.ledger import Ledger
-from attnprof.capture.ops import OpMode
+from attnprof.capture.ops import Operators, OpMode
 from attnprof.capture.recorder import Recorder
 from attnprof.store.schema import BACKWARD_BEGIN, BACKWARD_END
 
@@ -29,12 +31,15 @@ class ThreadModes:
         self._get_tag: Callable[[], str] | None = None
         self._recorder = recorder
         self._ledger = ledger
+        self._operators = Operators(recorder)
         self._in_place_forms = InPlaceForms()
         self._local = threading.local()
-        self._modes: list[OpMode] = []
+        self._numbers = count()
+        self._modes: weakref.WeakSet[OpMode] = weakref.WeakSet()
+        """Those of threads that still run: a thread holds its own, and takes it along."""
         self._below: list[Any] = []
         """The dispatch modes below the one that was left for a while."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def tag_ops(self, set_tag: Callable[[str], None], get_tag: Callable[[], str] | None) -> None:
         """Have every mode tag what the CUDA allocator does with the op that runs.
@@ -65,9 +70,15 @@ class ThreadModes:
         mode: OpMode | None = getattr(self._local, "own", None)
         if mode is None:
             with self._lock:
-                mode = OpMode(self._recorder, self._ledger, len(self._modes), self._in_place_forms)
+                mode = OpMode(
+                    self._recorder,
+                    self._ledger,
+                    next(self._numbers),
+                    self._operators,
+                    self._in_place_forms,
+                )
                 mode.set_tag, mode.get_tag = self._set_tag, self._get_tag
-                self._modes.append(mode)
+                self._modes.add(mode)
             self._local.own = mode
         mode.__enter__()  # type: ignore[no-untyped-call]  # not annotated
         self._local.mode = mode
@@ -81,7 +92,9 @@ class ThreadModes:
         """
         stack = _get_current_dispatch_mode_stack()
         mode = getattr(self._local, "mode", None)
-        if mode is None or stack[-1:] != [mode] or any(m.open_scopes for m in self._modes):
+        with self._lock:
+            is_open = any(each.open_scopes for each in self._modes)
+        if mode is None or stack[-1:] != [mode] or is_open:
             return False
         self._below = stack[:-1]
         self.leave()

@@ -12,6 +12,7 @@ from torch import nn
 
 import attnprof
 from attnprof import Tracer
+from attnprof.capture.ops import OpMode
 from tests.models import make_gpt2
 
 BYTES_PER_OP = 200
@@ -109,6 +110,20 @@ def test_thread_that_serves_many_requests_stays_one_thread() -> None:
     facts = tracer.run.attribution.facts
     assert set(facts.thread) == {1}
     assert len(facts.code_names) == len(set(facts.code_names))
+
+
+def test_threads_that_have_ended_leave_their_ops_and_nothing_else() -> None:
+    model, inputs = nn.Linear(4, 4), torch.ones(1, 4)
+    with attnprof.trace(samples_per_second=0) as tracer:
+        for _ in range(40):
+            worker = threading.Thread(target=model, args=(inputs,))
+            worker.start()
+            worker.join()
+        held = sum(type(each) is OpMode for each in gc.get_objects())
+    facts = tracer.run.attribution.facts
+    assert len(facts.code_names) == len(set(facts.code_names))
+    assert set(facts.thread) == set(range(1, 41))  # no two are taken for one
+    assert held <= 2  # this thread's, and perhaps the last one's
 
 
 def test_trace_is_freed_with_its_temporary_run() -> None:
