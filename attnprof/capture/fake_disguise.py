@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from attnprof.capture.fake_values import FakeValues
+from attnprof.capture.replacements import replacing
 
 
 @contextmanager
@@ -30,12 +31,8 @@ def hiding_fakeness(values: FakeValues) -> Iterator[None]:
     class Unknown(metaclass=Asked):
         pass
 
-    package: Any = torch._subclasses
-    package.FakeTensor = Unknown
-    try:
+    with replacing(torch._subclasses, FakeTensor=Unknown):
         yield
-    finally:
-        package.FakeTensor = FakeTensor
 
 
 @contextmanager
@@ -45,18 +42,14 @@ def formatting_fake_tensors() -> Iterator[None]:
     Torch does so for its own class only, and refuses a format for any other:
     https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_tensor.py#L1136
     """
-    kind: Any = FakeTensor
 
     def format_number(tensor: Any, text: str) -> str:
         if text and tensor.ndim == 0:
             return format(tensor.detach().item(), text)
         return object.__format__(tensor, text)
 
-    kind.__format__ = format_number
-    try:
+    with replacing(FakeTensor, __format__=format_number):
         yield
-    finally:
-        del kind.__format__
 
 
 @contextmanager
@@ -88,14 +81,8 @@ def reading_arrays(values: FakeValues) -> Iterator[None]:
     def read_list(tensor: Any) -> Any:
         return values.read_array(tensor).tolist() if tensor.ndim else tensor.item()
 
-    kind: Any = FakeTensor
-    kind.tolist = read_list
-    torch.Tensor.numpy = read  # type: ignore[assignment]  # put back below
-    try:
+    with replacing(FakeTensor, tolist=read_list), replacing(torch.Tensor, numpy=read):
         yield
-    finally:
-        # They were inherited; no attributes of the classes themselves.
-        del torch.Tensor.numpy, kind.tolist
 
 
 class _OpNames(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotated
@@ -143,11 +130,8 @@ def making_one_hot() -> Iterator[None]:
         zeros = torch.zeros((*tensor.shape, classes), dtype=torch.int64, device=tensor.device)
         return zeros.scatter_(-1, tensor.unsqueeze(-1), 1)
 
-    functional.one_hot = one_hot
-    try:
+    with replacing(functional, one_hot=one_hot):
         yield
-    finally:
-        functional.one_hot = original
 
 
 @contextmanager
@@ -163,9 +147,5 @@ def running_as_written(assumed: dict[str, None]) -> Iterator[None]:
         assumed["what torch.compile compiles was run as it is written"] = None
         return original(*args, **kwargs)
 
-    torch.compile = compile_nothing
-    try:
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        torch.compile = original
+    with replacing(torch, compile=compile_nothing), torch.compiler.set_stance("force_eager"):
+        yield

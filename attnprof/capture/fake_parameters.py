@@ -1,11 +1,13 @@
 """Let modules and optimizers treat fake parameters as they do real ones."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+
+from attnprof.capture.replacements import replacing
 
 
 @contextmanager
@@ -26,11 +28,8 @@ def converting_fake_parameters() -> Iterator[None]:
         else:
             original(old, new)
 
-    torch.utils.swap_tensors = swap
-    try:
+    with replacing(torch.utils, swap_tensors=swap):
         yield
-    finally:
-        torch.utils.swap_tensors = original
 
 
 @contextmanager
@@ -41,7 +40,6 @@ def copying_fake_parameters() -> Iterator[None]:
     https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_subclasses/fake_tensor.py#L3513
     """
     original: Any = torch.Tensor.__deepcopy__
-    kind: Any = FakeTensor
 
     def copy(tensor: Any, memo: dict[int, Any]) -> Any:
         if id(tensor) in memo:
@@ -58,11 +56,8 @@ def copying_fake_parameters() -> Iterator[None]:
         memo[id(tensor)] = copied
         return copied
 
-    kind.__deepcopy__ = copy
-    try:
+    with replacing(FakeTensor, __deepcopy__=copy):
         yield
-    finally:
-        del kind.__deepcopy__
 
 
 @contextmanager
@@ -80,15 +75,17 @@ def updating_fake_parameters(*, as_on_cuda: bool) -> Iterator[None]:
     from torch.utils import _foreach_utils
 
     modules: tuple[Any, ...] = (optimizer, _foreach_utils)
-    types = [module._foreach_supported_types for module in modules]
     find_devices = modules[0]._get_foreach_kernels_supported_devices
-    for module, own in zip(modules, types, strict=True):
-        module._foreach_supported_types = [*own, FakeTensor]
-    if as_on_cuda:
-        modules[0]._get_foreach_kernels_supported_devices = lambda: [*find_devices(), "cpu"]
-    try:
+
+    def find_more() -> list[str]:
+        return [*find_devices(), "cpu"]
+
+    with ExitStack() as stack:
+        for module in modules:
+            types = [*module._foreach_supported_types, FakeTensor]
+            stack.enter_context(replacing(module, _foreach_supported_types=types))
+        if as_on_cuda:
+            stack.enter_context(
+                replacing(optimizer, _get_foreach_kernels_supported_devices=find_more)
+            )
         yield
-    finally:
-        modules[0]._get_foreach_kernels_supported_devices = find_devices
-        for module, own in zip(modules, types, strict=True):
-            module._foreach_supported_types = own

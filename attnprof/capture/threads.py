@@ -14,6 +14,7 @@ from attnprof.capture.imitate import InPlaceForms
 from attnprof.capture.ledger import Ledger
 from attnprof.capture.ops import Operators, OpMode
 from attnprof.capture.recorder import Recorder
+from attnprof.capture.replacements import replacing
 from attnprof.store.schema import BACKWARD_BEGIN, BACKWARD_END
 
 
@@ -155,15 +156,9 @@ def watch_backward(
 
         return run
 
-    originals = {name: getattr(torch.autograd, name) for name in ("backward", "grad")}
-    replaced = {name: covered(original) for name, original in originals.items()}
-    for name, function in replaced.items():
-        setattr(torch.autograd, name, function)
+    ours = {name: covered(getattr(torch.autograd, name)) for name in ("backward", "grad")}
     try:
-        yield
+        with replacing(torch.autograd, **ours):
+            yield
     finally:
         is_watching = False
-        for name, original in originals.items():
-            # Someone who wrapped ours meanwhile keeps their wrapper; ours then only passes on.
-            if getattr(torch.autograd, name) is replaced[name]:
-                setattr(torch.autograd, name, original)

@@ -30,6 +30,7 @@ from attnprof.capture.ledger import Ledger
 from attnprof.capture.modules import ModuleNames, ModuleWatch
 from attnprof.capture.optimizers import OptimizerWatch
 from attnprof.capture.recorder import Recorder
+from attnprof.capture.replacements import replacing
 from attnprof.capture.threads import ThreadModes, watch_backward
 from attnprof.errors import CaptureError
 from attnprof.store.schema import STEP
@@ -331,23 +332,15 @@ def trace(
 @contextmanager
 def _watch_resizes(ledger: Ledger) -> Iterator[None]:
     """See `UntypedStorage.resize_`, which no operator shows and sharded training lives on."""
-    kind = torch.UntypedStorage
-    original = kind.resize_
+    original = torch.UntypedStorage.resize_
 
     def resize_(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
         ledger.check_size(self)
         return result
 
-    had_own = "resize_" in vars(kind)
-    kind.resize_ = resize_  # type: ignore[method-assign]  # undone below
-    try:
+    with replacing(torch.UntypedStorage, resize_=resize_):
         yield
-    finally:
-        if had_own:
-            kind.resize_ = original  # type: ignore[method-assign]  # as it was
-        else:
-            del kind.resize_
 
 
 def _abandon_in_child() -> None:
