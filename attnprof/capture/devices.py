@@ -16,6 +16,10 @@ import torch
 
 from attnprof.capture.recorder import Recorder
 
+COMMIT_SECONDS = 10.0
+"""How long samples wait for a commit of the program's, which a server without requests makes none
+of, before they are written down alone."""
+
 
 def describe_environment() -> dict[str, Any]:
     """Return versions and devices, for run.json."""
@@ -110,7 +114,7 @@ class GpuReader:
 
     def _find_names(self) -> dict[str, str]:
         """Return torch's names of the GPUs by UUID: CUDA_VISIBLE_DEVICES may reorder them."""
-        if not self._names and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        if not self._names and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # not annotated
             for index in range(torch.cuda.device_count()):
                 uuid = getattr(torch.cuda.get_device_properties(index), "uuid", None)
                 self._names[f"GPU-{uuid}"] = f"cuda:{index}"
@@ -147,6 +151,9 @@ def sampling(recorder: Recorder, *, per_second: float) -> Iterator[None]:
                 (now, "host", process.memory_info().rss, total - memory.available, total)
             )
             recorder.samples.extend((now, *row) for row in gpus.read())
+            oldest = recorder.samples[:1]
+            if oldest and now - oldest[0][0] > COMMIT_SECONDS * 1e9:
+                recorder.commit_samples()
             if stop.wait(min(1 / per_second, threading.TIMEOUT_MAX)):
                 return
 

@@ -82,7 +82,8 @@ class Recorder:
         self.stopped_by: str | None = None
         """Why nothing more is written, if a commit failed."""
         self._writer = writer
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        """Held by the thread that commits or enters something new, and while the process forks."""
         self._is_committing = False
         self._is_broken = False
 
@@ -92,14 +93,14 @@ class Recorder:
 
     def add_code(self, name: str, *, mutates: bool, reads_self: bool) -> int:
         """Enter an operator and return its code."""
-        with self._lock:
+        with self.lock:
             self._new_codes.append((name, mutates, reads_self))
             self._code_count += 1
             return self._code_count - 1
 
     def find_signature(self, key: tuple[Any, ...]) -> int:
         """Return the number of a (shape, stride, dtype), entering it if it is new."""
-        with self._lock:
+        with self.lock:
             number = self._signatures.get(key)
             if number is None:
                 number = len(self._signatures)
@@ -116,7 +117,7 @@ class Recorder:
         """Return the number of a device, entering it if it is new."""
         number = self._devices.get(device)
         if number is None:
-            with self._lock:
+            with self.lock:
                 number = self._devices.get(device)  # another thread may have been here meanwhile
                 if number is None:
                     number = len(self._devices)
@@ -134,13 +135,24 @@ class Recorder:
         Once a commit was cut off, by a full disk or by Ctrl-C in the middle of it, rows are
         missing that later ones count on. So nothing more is written; the program goes on.
         """
-        with self._lock:
+        self._write(self._take_all)
+
+    def commit_samples(self) -> None:
+        """Write the samples recorded so far, for the thread that takes them.
+
+        All else waits for a thread that records it. Ops are numbered by how many wait, and events
+        that the allocator adds while its history is read and cleared would be lost.
+        """
+        self._write(self._take_samples)
+
+    def _write(self, take: Callable[[], dict[str, Any]]) -> None:
+        with self.lock:
             if self._is_committing:
                 return  # a signal handler came in the middle of one
             self._is_committing = True
             was_broken, self._is_broken = self._is_broken, True
             try:
-                columns = self._take_all()
+                columns = take()
                 if columns and not was_broken:
                     self._writer.commit(columns)
                 self._is_broken = was_broken
@@ -150,7 +162,7 @@ class Recorder:
                     f"attnprof stopped recording: {self.stopped_by}. The run in "
                     f"{self._writer.path} keeps what was recorded before",
                     RuntimeWarning,
-                    stacklevel=2,
+                    stacklevel=3,
                 )
             finally:
                 self._is_committing = False
@@ -158,18 +170,22 @@ class Recorder:
     def _take_all(self) -> dict[str, Any]:
         for bring_in in self.before_commit:
             bring_in()
-        columns: dict[str, Any] = {}
+        columns = self._take_samples()
         self._take_ops(columns)
         self._take_events(columns)
         _take_rows(columns, "scopes", SCOPES.names, self.scopes)
         _take_rows(columns, "identities", IDENTITIES.names, self.identities)
         _take_rows(columns, "marks", MARKS.names, self.marks)
         _take_rows(columns, "modules", MODULES.names, self.modules)
-        _take_rows(columns, "samples", SAMPLES.names, self.samples)
         _take_rows(columns, "block_tables", BLOCK_TABLES.names, self.block_tables)
         _take_rows(columns, "counted_steps", COUNTED_STEPS.names, self.counted_steps)
         _take_rows(columns, "allocator_events", ALLOCATOR_EVENTS.names, self.allocator_events)
         self._take_vocabulary(columns)
+        return columns
+
+    def _take_samples(self) -> dict[str, Any]:
+        columns: dict[str, Any] = {}
+        _take_rows(columns, "samples", SAMPLES.names, self.samples)
         return columns
 
     def _take_ops(self, columns: dict[str, Any]) -> None:

@@ -343,12 +343,35 @@ def _watch_resizes(ledger: Ledger) -> Iterator[None]:
         yield
 
 
+_held: Recorder | None = None
+"""Whose lock is held by the thread that forks the process."""
+
+
+def _hold_commits() -> None:
+    """Wait for another thread's commit to end: in the child its locks would never be released."""
+    global _held
+    recorder = None if _active is None else _active._recorder
+    if recorder is not None:
+        recorder.lock.acquire()
+        _held = recorder
+
+
+def _release_commits() -> None:
+    global _held
+    recorder, _held = _held, None
+    if recorder is not None:
+        recorder.lock.release()
+
+
 def _abandon_in_child() -> None:
+    _release_commits()
     if _active is not None:
         _active._abandon()
 
 
-os.register_at_fork(after_in_child=_abandon_in_child)
+os.register_at_fork(
+    before=_hold_commits, after_in_parent=_release_commits, after_in_child=_abandon_in_child
+)
 
 
 def _remove_directory(directory: Path, owner: int) -> None:

@@ -399,7 +399,9 @@ def test_failing_start_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) ->
 
 
 FORKS = """
-import warnings
+import time, warnings
+from attnprof.capture import devices
+from attnprof.store.writer import RunWriter
 
 # Python 3.12 warns of every fork in a process with threads, and the sampler is one.
 warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
@@ -442,6 +444,25 @@ with attnprof.trace() as temporary:
         sys.exit(0)  # the whole way out: the end of 'with', and what runs at exit
     os.waitpid(child, 0)
 print("temporary run:", attnprof.load(temporary.run.path).status)
+
+committing = threading.Event()
+
+def commit_slowly(writer, columns):
+    committing.set()
+    time.sleep(0.2)
+    commit(writer, columns)
+    committing.clear()
+
+def ask():
+    if committing.is_set():
+        print("the child was forked in the middle of a commit")
+
+RunWriter.commit, commit = commit_slowly, RunWriter.commit
+devices.COMMIT_SECONDS = 0
+with attnprof.trace(samples_per_second=100):
+    committing.wait()
+    fork(ask)
+RunWriter.commit = commit
 
 class Data(torch.utils.data.Dataset):
     def __len__(self):

@@ -4,8 +4,10 @@ import contextlib
 import copy
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 
 import attnprof
 from attnprof import Run
+from attnprof.capture import devices
+from attnprof.store import open_run
 from attnprof.store.schema import BORN, FOUND, FREED
 from tests.models import NanoGPT, make_nano, tokens
 
@@ -786,6 +790,21 @@ def test_samples_without_a_gpu_are_of_the_host_only() -> None:
     assert (own > 0).all()
     assert (own < total).all()
     assert (used < total).all()
+
+
+def test_samples_of_an_idle_program_do_not_wait_for_its_next_op(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "COMMIT_SECONDS", 0.01)
+    with attnprof.trace(tmp_path, samples_per_second=200) as tracer:
+        torch.ones(3)
+        deadline = time.monotonic() + 60
+        while not open_run(tmp_path).table("samples").num_rows and time.monotonic() < deadline:
+            time.sleep(0.01)
+        stored = open_run(tmp_path)
+        assert stored.table("samples").num_rows
+        assert not stored.table("ops").num_rows  # that is left to the thread that records them
+    assert tracer.run.attribution.facts.stored.table("ops").num_rows
 
 
 def test_samples_are_not_taken_when_not_wanted() -> None:
