@@ -35,6 +35,7 @@ from attnprof.analysis.wall import read_capacity as read_capacity  # what `find_
 from attnprof.errors import DryRunError, require_known
 from attnprof.run import Run
 from attnprof.store.lengths import DRY_RUN, MEASURED, STEPS, Length, read_growth
+from attnprof.units import require_count
 from attnprof.vocabulary import Category, Status
 
 SOURCES = (MEASURED, DRY_RUN, STEPS)
@@ -282,7 +283,7 @@ class Growth:
             TypeError: ``seq_len`` is not a whole number.
             ValueError: It is under 1, or fewer than two lengths were completed.
         """
-        _check_length("seq_len", seq_len)
+        seq_len = require_count("seq_len", seq_len)
         if self.extrapolation is not None:
             return self.extrapolation.predict(seq_len)
         by_phase = self._total_fit.predict_phases(seq_len)
@@ -322,7 +323,7 @@ class Growth:
             ValueError: The capacity cannot be read, memory does not grow, or too few lengths are
                 known.
         """
-        _check_length("multiple_of", multiple_of)
+        multiple_of = require_count("multiple_of", multiple_of)
         if capacity is None:
             return self._find_observed_wall()
         fit, dry = self._fit_probe, self._probe
@@ -391,10 +392,3 @@ def _describe_run(run: Run) -> Length:
             "with attnprof.sweep(), or if its steps differ, use Growth.from_run(run)"
         )
     return Length(lengths[0], MEASURED, run.status.value, path=run.path)
-
-
-def _check_length(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be 1 or more, got {value}")

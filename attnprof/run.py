@@ -25,6 +25,7 @@ from attnprof.analysis.reconcile import Reconciliation, reconcile
 from attnprof.analysis.steps import describe_steps
 from attnprof.analysis.timeline import sample_timeline
 from attnprof.analysis.traced import attribute_traced
+from attnprof.analysis.wall import read_capacity
 from attnprof.analysis.what_if.advice import Advice, WhatIf, ask, find_advice
 from attnprof.analysis.what_if.scenario import Options
 from attnprof.attribution import Attribution
@@ -144,23 +145,25 @@ class Run:
         *,
         device: str | None = None,
         settings: AllocatorSettings | None = None,
-        capacity_bytes: int | None = None,
+        capacity_bytes: int | str | None = None,
     ) -> Simulation:
         """Return what CUDA's caching allocator does with the run's allocations.
 
         Args:
             device: The device; without it the GPU that held most, else the CPU.
             settings: The allocator's options; without, torch's defaults.
-            capacity_bytes: What the device has for the allocator; without, no limit.
+            capacity_bytes: What the device has for the allocator: bytes, text such as
+                ``"80 GB"``, or a device such as ``"H200"``; without, no limit.
 
         Raises:
-            ValueError: The run has no such device.
+            TypeError: The capacity is neither a whole number nor text.
+            ValueError: It cannot be read, or the run has no such device.
         """
         return simulate_allocator(
             self.attribution.allocations,
             device=device,
             settings=settings,
-            capacity_bytes=capacity_bytes,
+            capacity_bytes=None if capacity_bytes is None else read_capacity(capacity_bytes),
         )
 
     def layers(self) -> pl.DataFrame:

@@ -1,7 +1,9 @@
 """Parse and format byte sizes and lengths in tokens; the only place that does either."""
 
+import operator
 import re
 from fractions import Fraction
+from typing import SupportsIndex
 
 _FACTORS = {
     "": 1,
@@ -21,7 +23,36 @@ MOST_TOKENS = 2**40
 """The longest sequence that is asked about: more elements than 64 bits count are near."""
 
 
-def parse_bytes(size: int | str) -> int:
+def read_whole(value: object) -> int | None:
+    """Return a whole number, of Python or numpy, as an int; None for anything else, and truths."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:  # an array has the method, and only some of them the number
+        return None
+
+
+def require_count(name: str, value: object) -> int:
+    """Return a whole number from 1 on as an int.
+
+    Args:
+        name: Of the argument, for the message.
+        value: What was given.
+
+    Raises:
+        TypeError: It is not a whole number.
+        ValueError: It is under 1.
+    """
+    count = read_whole(value)
+    if count is None:
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if count < 1:
+        raise ValueError(f"{name} must be 1 or more, got {count}")
+    return count
+
+
+def parse_bytes(size: SupportsIndex | str) -> int:
     """Return ``size`` in bytes.
 
     Args:
@@ -32,15 +63,16 @@ def parse_bytes(size: int | str) -> int:
         ValueError: The text is not a number with a known unit, or is negative.
         TypeError: ``size`` is neither an integer nor text.
     """
-    if isinstance(size, bool) or not isinstance(size, int | str):
-        raise TypeError(
-            f"a size in bytes must be an int or text such as '1.5 GiB', got {size!r} "
-            f"of type {type(size).__name__}"
-        )
-    if isinstance(size, int):
-        if size < 0:
-            raise ValueError(f"a size in bytes must not be negative, got {size}")
-        return size
+    if not isinstance(size, str):
+        count = read_whole(size)
+        if count is None:
+            raise TypeError(
+                f"a size in bytes must be an int or text such as '1.5 GiB', got {size!r} "
+                f"of type {type(size).__name__}"
+            )
+        if count < 0:
+            raise ValueError(f"a size in bytes must not be negative, got {count}")
+        return count
     match = _SIZE.fullmatch(size)
     factor = _FACTORS.get(match[2].lower()) if match else None
     if match is None or factor is None:
@@ -76,7 +108,7 @@ def require_countable(total_bytes: float, what: str, remedy: str) -> None:
         )
 
 
-def parse_length(length: int | str) -> int:
+def parse_length(length: SupportsIndex | str) -> int:
     """Return a sequence length in tokens.
 
     Args:
@@ -89,12 +121,13 @@ def parse_length(length: int | str) -> int:
             are more than `MOST_TOKENS`.
         TypeError: ``length`` is neither an integer nor text.
     """
-    if isinstance(length, bool) or not isinstance(length, int | str):
+    count = _read_length(length) if isinstance(length, str) else read_whole(length)
+    if count is None:
         raise TypeError(
             f"a sequence length must be an int or text such as '128K', got {length!r} "
             f"of type {type(length).__name__}"
         )
-    tokens = Fraction(length) if isinstance(length, int) else _read_length(length)
+    tokens = Fraction(count)
     if tokens.denominator != 1 or tokens < 1:
         raise ValueError(f"a sequence length must be a whole number from 1 on, got {length!r}")
     if tokens > MOST_TOKENS:

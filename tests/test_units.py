@@ -1,10 +1,20 @@
 """Byte sizes and lengths, read and written."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnprof.units import MOST_TOKENS, format_bytes, format_length, parse_bytes, parse_length
+from attnprof.units import (
+    MOST_TOKENS,
+    format_bytes,
+    format_length,
+    parse_bytes,
+    parse_length,
+    require_count,
+)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +42,24 @@ def test_parse_refuses_other_text(text: str) -> None:
 def test_parse_refuses_negative_numbers() -> None:
     with pytest.raises(ValueError, match="must not be negative, got -5"):
         parse_bytes(-5)
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, np.uint16, np.array])
+def test_whole_numbers_of_numpy_are_whole_numbers(kind: Any) -> None:
+    read = [parse_bytes(kind(4096)), parse_length(kind(4096)), require_count("n", kind(4096))]
+    assert read == [4096, 4096, 4096]
+    assert {type(number) for number in read} == {int}
+
+
+@pytest.mark.parametrize("value", [True, 2.0, np.float64(2), "2", None, np.array([1, 2])])
+def test_a_count_is_a_whole_number(value: object) -> None:
+    with pytest.raises(TypeError, match="n must be a whole number, got"):
+        require_count("n", value)
+
+
+def test_a_count_begins_at_one() -> None:
+    with pytest.raises(ValueError, match="n must be 1 or more, got 0"):
+        require_count("n", np.int64(0))
 
 
 @pytest.mark.parametrize("size", [1.5, True, None])

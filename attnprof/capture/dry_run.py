@@ -73,7 +73,7 @@ def dry_run(
         CaptureError: Another trace is running, or the directory cannot be used.
         Exception: Whatever else the workload raises, as it was raised.
     """
-    check_workload(make_step, seq_len, steps)
+    seq_len, steps = check_workload(make_step, seq_len, steps)
     device = None if target in ("cpu", "cuda") else find_device(target)
     on_cuda = target != "cpu"
     workload = describe_workload(make_step, seq_len, source="dry_run")

@@ -64,7 +64,7 @@ def sweep(
     *,
     dry_run: bool = False,
     measured: bool | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     target: str | None = None,
     directory: str | Path | None = None,
     isolate: bool = False,
@@ -82,7 +82,7 @@ def sweep(
         seq_lens: The lengths n, in tokens, each once.
         dry_run: Run the lengths dry, on fake tensors: that takes no memory.
         measured: Run them for real; without it, if they are not run dry.
-        device: The device handed to ``make_step`` in measured runs.
+        device: The device handed to ``make_step``, as text, in measured runs.
         target: Whose memory dry runs answer for: ``"cpu"``, ``"cuda"``, or a device such as
             ``"H200"``. Without it ``"cuda"`` if ``device`` is a CUDA device, else ``"cpu"``.
         directory: Where to keep the runs; a temporary directory without it. Lengths finished there
@@ -108,7 +108,8 @@ def sweep(
         raise ValueError(
             f"only a dry run answers for another device, and target is {target!r}; run dry, too"
         )
-    check_workload(make_step, lengths[0], steps)
+    _, steps = check_workload(make_step, lengths[0], steps)
+    device = str(device)
     plan = _Plan(
         make_step=make_step,
         measured=not dry_run if measured is None else measured,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnprof.capture.tracer import Tracer
+from attnprof.units import require_count
 
 if TYPE_CHECKING:
     from attnprof.run import Run
@@ -45,7 +46,7 @@ def record_workload(
         CaptureError: Another trace is running, or the directory cannot be used.
         Exception: Whatever the workload raises, as it was raised.
     """
-    check_workload(make_step, seq_len, steps)
+    seq_len, steps = check_workload(make_step, seq_len, steps)
     workload = describe_workload(make_step, seq_len, source="measured")
     tracer = Tracer(directory, detail="full", info={"workload": workload})
     with tracer:
@@ -120,8 +121,10 @@ def _check_ran(result: object, make_step: MakeStep) -> None:
     )
 
 
-def check_workload(make_step: object, seq_len: object, steps: object = None) -> None:
-    """Raise if these cannot be arguments of `record_workload`.
+def check_workload(
+    make_step: object, seq_len: object, steps: object = None
+) -> tuple[int, int | None]:
+    """Return length and steps as ints, or raise if these cannot be arguments of `record_workload`.
 
     Raises:
         TypeError: ``make_step`` cannot be called with a length and a device, or a number is none.
@@ -140,9 +143,8 @@ def check_workload(make_step: object, seq_len: object, steps: object = None) -> 
         raise TypeError(
             f"{name_of(make_step)} cannot be called as make_step(seq_len, device): {error}"
         ) from None
-    _check_count("seq_len", seq_len)
-    if steps is not None:
-        _check_count("steps", steps)
+    whole_steps = None if steps is None else require_count("steps", steps)
+    return require_count("seq_len", seq_len), whole_steps
 
 
 def describe_workload(make_step: MakeStep, seq_len: int, *, source: str) -> dict[str, Any]:
@@ -159,10 +161,3 @@ def name_of(make_step: object) -> str:
     name = getattr(function, "__qualname__", type(function).__qualname__)
     code = getattr(function, "__code__", None)
     return f"{os.path.basename(code.co_filename)}:{name}" if code is not None else name
-
-
-def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be 1 or more, got {value}")

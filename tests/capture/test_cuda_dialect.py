@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -215,6 +216,15 @@ def test_reserved_bytes_are_simulated() -> None:
     assert max(reserved) == run.simulate_allocator().reserved_peak_bytes
     assert all(r >= p for r, p in zip(reserved, run.steps["peak_bytes"], strict=True))
     assert dry_run(make_adamw, 3).steps["reserved_bytes"].to_list() == [None, None]
+
+
+def test_capacity_of_the_simulated_allocator_is_given_as_elsewhere() -> None:
+    run = dry_run(make_adamw, 3, target="cuda")
+    for enough in ("80 GB", "H200", 80 * 10**9, np.int64(80 * 10**9)):
+        assert run.simulate_allocator(capacity_bytes=enough).out_of_memory is None
+    assert run.simulate_allocator(capacity_bytes="4 KiB").out_of_memory is not None
+    with pytest.raises(ValueError, match="cannot read '80 parsecs' as a size"):
+        run.simulate_allocator(capacity_bytes="80 parsecs")
 
 
 def test_target_is_written_down() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -267,6 +268,28 @@ def test_sweep_refuses_to_do_nothing() -> None:
 def test_sweep_takes_lengths_in_any_order_and_of_any_integer() -> None:
     lengths = torch.tensor([64, 16, 32]).numpy()
     assert list(list_statuses(sweep(make_step, lengths))) == LENGTHS
+
+
+def test_lengths_may_be_numbers_of_numpy_wherever_one_is_given() -> None:
+    n = np.int64(64)
+    run = record_workload(make_step, n, steps=np.int32(2))
+    assert run.info["workload"] | {"make_step": ""} == {
+        "seq_len": 64,
+        "source": "measured",
+        "make_step": "",
+        "steps": 2,
+    }
+    assert dry_run(make_step, n).peak().total_bytes > 0
+    growth = sweep(make_step, LENGTHS, dry_run=True)
+    assert growth.predict(n) == growth.predict(64)
+    wall, same = (growth.find_wall(np.int64(10**6), multiple_of=m) for m in (np.int8(8), 8))
+    assert wall == same
+
+
+def test_device_of_a_sweep_may_be_torchs(tmp_path: Path) -> None:
+    growth = sweep(make_step, [16], device=torch.device("cpu"), directory=tmp_path)
+    assert list_statuses(growth) == {16: "completed"}
+    sweep(make_step, [16, 32], device="cpu", directory=tmp_path)  # the same settings
 
 
 def test_sweep_of_what_cannot_run_dry_says_why() -> None:
