@@ -1,7 +1,7 @@
 """Write a file whole or not at all."""
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from attnprof.errors import CommandError
@@ -63,15 +63,16 @@ def _is_page(path: Path) -> bool:
 
 
 def _replace(target: Path, data: bytes) -> None:
-    number, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    # As readable as what is there; a new file as the process has its files, which the kernel knows.
+    mode = target.stat().st_mode & 0o777 if target.exists() else None
+    new = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    number = os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if mode is None else mode)
     try:
         with open(number, "wb") as file:
+            if mode is not None:
+                os.fchmod(number, mode)
             file.write(data)
-        mask = os.umask(0)
-        os.umask(mask)
-        # mkstemp's files are private; a report is as readable as what is there, or as any new file.
-        os.chmod(name, target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~mask)
-        os.replace(name, target)
+        new.replace(target)
     except BaseException:
-        os.unlink(name)
+        new.unlink()
         raise
