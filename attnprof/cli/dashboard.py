@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,8 @@ import typer
 
 from attnprof.errors import CommandError
 
-_NEEDED = ("attnprof_dashboard", "dash", "dash_mantine_components", "waitress")
+NEEDED = ("attnprof_dashboard", "dash", "dash_mantine_components", "waitress")
+"""The modules without which there is no dashboard."""
 
 
 def dashboard(
@@ -44,7 +46,7 @@ def dashboard(
     Runs are only read, and one that is still being recorded can be followed. Only this machine is
     served, and only browsers that know the address with its token. Ctrl-C ends it.
     """
-    missing = [name for name in _NEEDED if not _has(name)]
+    missing = find_missing(NEEDED)
     if missing:
         raise CommandError(
             f"the dashboard needs {', '.join(missing)}; pip install 'attnprof[dashboard]'"
@@ -70,7 +72,7 @@ def offer_dashboard(runs: Path, *, is_wanted: bool = True) -> None:
 
     print(f"\nSee the runs in a browser: attnprof dashboard {shlex.quote(str(runs))}", flush=True)
     is_asked = is_wanted and is_terminal(sys.stdin) and is_terminal(sys.stdout)
-    if not is_asked or "CI" in os.environ or not all(map(_has, _NEEDED)):
+    if not is_asked or "CI" in os.environ or find_missing(NEEDED):
         return
     try:
         answer = input("Open it now? [Y/n] ").strip().lower()
@@ -80,5 +82,6 @@ def offer_dashboard(runs: Path, *, is_wanted: bool = True) -> None:
         dashboard(runs, port=0)
 
 
-def _has(module: str) -> bool:
-    return find_spec(module) is not None
+def find_missing(modules: Iterable[str]) -> list[str]:
+    """Return those of the modules that are not installed."""
+    return [name for name in modules if find_spec(name) is None]

@@ -3,16 +3,16 @@
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from attnprof.cli.dashboard import NEEDED, find_missing
 from attnprof.errors import AttnprofError
 
 OLDEST_TORCH = (2, 8)
@@ -62,8 +62,8 @@ def examine() -> Iterator[Check]:
         yield from _check_allocator()
         yield _check_tracing()
     yield _check_here()
-    yield _check_optional("transformers", "attnprof demo", "demo")
-    yield _check_optional("dash", "the dashboard", "dashboard")
+    yield _check_optional("transformers", ["transformers"], "attnprof demo", "demo")
+    yield _check_optional("dash", NEEDED, "the dashboard", "dashboard")
 
 
 def _check_torch() -> Check:
@@ -98,17 +98,12 @@ def _check_devices() -> Iterator[Check]:
 
 
 def _check_allocator() -> Iterator[Check]:
-    """Ask the CUDA part of capture what it can do, where this attnprof has one."""
-    if find_spec("attnprof.capture.cuda") is None:
-        yield Check("allocator", False, "this attnprof does not read the CUDA allocator's history")
-        return
-    describe = getattr(import_module("attnprof.capture.cuda"), "describe_support", None)
-    if describe is None:
-        return
+    from attnprof.capture.cuda import describe_support
+
     try:
-        for subject, ok, detail in describe():
+        for subject, ok, detail in describe_support():
             if subject != "CUDA":  # said above, with the names of the devices
-                yield Check(str(subject), bool(ok), str(detail))
+                yield Check(subject, ok, detail)
     except Exception as error:  # the finding is that it does not work here
         yield Check("allocator", False, _one_line(error))
 
@@ -148,12 +143,16 @@ def _check_here() -> Check:
     return Check("this folder", True, f"runs can be written to {here}{os.sep}runs")
 
 
-def _check_optional(package: str, use: str, extra: str) -> Check:
+def _check_optional(package: str, needed: Iterable[str], use: str, extra: str) -> Check:
+    """Say which version of a package there is, if all the modules are there that its use needs."""
+    missing = find_missing(needed)
+    if missing:
+        detail = f"{use} needs {', '.join(missing)}; pip install 'attnprof[{extra}]'"
+        return Check(package, False, detail)
     try:
         return Check(package, True, version(package))
-    except PackageNotFoundError:
-        detail = f"not installed; {use} needs it: pip install 'attnprof[{extra}]'"
-        return Check(package, False, detail)
+    except PackageNotFoundError:  # it lies on the path, and was never installed
+        return Check(package, True, "of an unknown version")
 
 
 def _one_line(error: BaseException) -> str:

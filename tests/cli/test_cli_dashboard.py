@@ -11,6 +11,7 @@ import pytest
 from cli_calls import ROOT
 
 from attnprof.cli import dashboard
+from attnprof.cli.doctor import examine
 from attnprof.errors import CommandError
 
 PATHS = f"{ROOT}:{ROOT / 'dashboard'}"
@@ -53,9 +54,19 @@ def test_dashboard_refuses_in_one_line(tmp_path: Path, arguments: list[str], sai
 def test_dashboard_names_what_is_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dashboard, "_has", lambda name: name != "waitress")
+    monkeypatch.setattr(dashboard, "find_spec", lambda name: name != "waitress" or None)
     with pytest.raises(CommandError, match=r"waitress; pip install 'attnprof\[dashboard\]'"):
         dashboard.dashboard(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["dash_mantine_components", "waitress"])
+def test_doctor_asks_for_what_the_dashboard_needs(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dashboard, "find_spec", lambda name: name != missing or None)
+    (found,) = [check for check in examine() if check.subject == "dash"]
+    assert not found.ok
+    assert f"the dashboard needs {missing}; pip install" in found.detail
 
 
 def test_offer_prints_the_command_where_nobody_answers(
