@@ -13,7 +13,7 @@ def can_fork() -> bool:
     once CUDA is in use, which cannot be forked. Threads of libraries are those of `enter_child`.
     """
     is_linux = sys.platform == "linux"  # elsewhere the system's own libraries do not survive it
-    uses_cuda: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    uses_cuda: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # not annotated
     return is_linux and threading.active_count() == 1 and not uses_cuda
 
 
