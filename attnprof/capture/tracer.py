@@ -48,8 +48,9 @@ _active_lock = threading.Lock()
 class Tracer:
     """A trace: use it as ``with attnprof.trace() as tracer:``, then read `run`.
 
-    Results, gradients, random state and the peak of the traced program stay as they are, and
-    nothing of the tracer remains on it after the ``with`` block, however that ends.
+    Results, gradients, random state and the peak of the traced program stay as they are, but for
+    the peak of a few backward formulas that `attnprof.capture.imitate` names; and nothing of the
+    tracer remains on it after the ``with`` block, however that ends.
 
     Known limitations:
         A fused kernel or a compiled region is one op: what it takes inside itself is seen by the
