@@ -139,10 +139,9 @@ class Growth:
                 "the run has no step whose sequence length is known, so nothing grows in it; "
                 "trace a loop over batches, or use attnprof.sweep()"
             )
-        source, path = STEPS, run.path
-        done = {n: Length(n, source, _DONE, path=path) for n in peaks["seq_len"].unique()}
-        ended = {n: Length(n, source, run.status.value) for n in unfinished["seq_len"].drop_nulls()}
-        points = peaks.with_columns(source=pl.lit(source), status=pl.lit(_DONE))
+        done = {n: Length(n, STEPS, _DONE, path=run.path) for n in peaks["seq_len"].unique()}
+        ended = {n: Length(n, STEPS, run.status.value) for n in unfinished["seq_len"].drop_nulls()}
+        points = peaks.with_columns(source=pl.lit(STEPS), status=pl.lit(_DONE))
         points = points.select(list(POINT_SCHEMA))
         return cls((ended | done).values(), points=points, keep_alive=run)
 
@@ -192,7 +191,8 @@ class Growth:
             if length.status == _DONE:
                 own = blocks.setdefault(length.source, {})
                 own[length.seq_len] = keep_blocks(allocations)
-                self._tables[length.seq_len] = run.info.get("dry_run", {}).get("tables", ())
+                if tables := run.info.get("dry_run", {}).get("tables"):
+                    self._tables[length.seq_len] = tables
         return points, blocks
 
     @property
@@ -327,7 +327,7 @@ class Growth:
         if capacity is None:
             return self._find_observed_wall()
         fit, dry = self._fit_probe, self._probe
-        limit = find_position_limit({n: used for n, used in self._tables.items() if used})
+        limit = find_position_limit(self._tables)
         return find_wall(
             read_capacity(capacity),
             self._estimate,

@@ -89,6 +89,12 @@ def make_recurrent(n: int, device: str) -> Callable[[], None]:
     return step
 
 
+def make_positioned(n: int, device: str) -> Callable[[], None]:
+    """Look positions up in a table of 64 rows."""
+    positions = nn.Embedding(64, WIDTH).to(device)
+    return lambda: positions(torch.arange(n, device=device)).sum().backward()
+
+
 ENDINGS: dict[int, Callable[[], object]] = {
     24: lambda: os.kill(os.getpid(), signal.SIGKILL),
     32: lambda: os.kill(os.getpid(), signal.SIGSEGV),
