@@ -20,7 +20,13 @@ from attnprof.analysis.wall import Probe, count_needed_bytes
 from attnprof.capture.dry_run import dry_run as dry_run_once
 from attnprof.capture.endings import status_of
 from attnprof.capture.isolated import check_importable, describe_error, record_isolated
-from attnprof.capture.workload import MakeStep, check_workload, name_of, record_workload
+from attnprof.capture.workload import (
+    MakeStep,
+    check_workload,
+    identify,
+    name_of,
+    record_workload,
+)
 from attnprof.errors import CaptureError, DryRunError
 from attnprof.growth import Growth
 from attnprof.store.lengths import (
@@ -86,7 +92,7 @@ def sweep(
         target: Whose memory dry runs answer for: ``"cpu"``, ``"cuda"``, or a device such as
             ``"H200"``. Without it ``"cuda"`` if ``device`` is a CUDA device, else ``"cpu"``.
         directory: Where to keep the runs; a temporary directory without it. Lengths finished there
-            by an earlier sweep of the same function are not run again.
+            by an earlier sweep of the same function, given the same arguments, are not run again.
         isolate: Give each measured length a process of its own. If it crashes or is killed, the
             sweep goes on. ``make_step`` must then be importable: no lambda or inner function.
         steps: How many steps to run per length; see
@@ -198,6 +204,7 @@ class _Journal:
             RunFormatError: Its growth.json is damaged.
         """
         self._path = path
+        self._identity = identify(plan.make_step)
         self._name = name_of(plan.make_step)
         self._settings = plan.settings
         self.lengths: dict[tuple[str, int], Length] = {}
@@ -211,9 +218,15 @@ class _Journal:
             self.lengths[length.source, length.seq_len] = length
 
     def _check_same(self, before: StoredGrowth) -> None:
-        if before.make_step != self._name:
+        if self._identity is None:
             raise CaptureError(
-                f"{self._path} holds a sweep of {before.make_step}, not of {self._name}; give "
+                f"{self._path} holds a sweep of {before.make_step}, and nothing tells whether "
+                f"{self._name} is the same function: it is a lambda, or holds objects; give "
+                "another directory, or a function at the top level of a file"
+            )
+        if before.make_step != self._identity:
+            raise CaptureError(
+                f"{self._path} holds a sweep of {before.make_step}, not of {self._identity}; give "
                 "another directory, or remove that one"
             )
         for source, settings in self._settings.items():
@@ -246,7 +259,7 @@ class _Journal:
         """Note how a length went."""
         self.lengths[length.source, length.seq_len] = length
         listed = tuple(self.lengths[key] for key in sorted(self.lengths))
-        write_growth(self._path, StoredGrowth(self._name, self._settings, listed))
+        write_growth(self._path, StoredGrowth(self._identity or self._name, self._settings, listed))
 
     def directory_of(self, source: str, seq_len: int) -> Path:
         """Return where the run of a length is to be."""

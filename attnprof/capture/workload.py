@@ -1,11 +1,17 @@
 """One workload at one sequence length: build a step, run it, and keep what was recorded."""
 
+import dataclasses
 import gc
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from functools import partial
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from attnprof.capture.tracer import Tracer
 from attnprof.units import require_count
@@ -17,6 +23,10 @@ Step = Callable[[], Any]
 """Runs one step of a workload."""
 MakeStep = Callable[[int, str], Step]
 """``make_step(seq_len, device)``: builds a model and its inputs and returns a `Step`."""
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice)
+_PLAIN_KINDS = (Enum, Path, torch.dtype, torch.device)
+"""What ``repr`` tells from everything else."""
 
 
 def record_workload(
@@ -157,7 +167,83 @@ def name_of(make_step: object) -> str:
     described = getattr(make_step, "target", None)  # a reference to a function in a script
     if isinstance(described, str):
         return described
+    if isinstance(make_step, partial):
+        return f"{name_of(make_step.func)}(…)"
     function = inspect.unwrap(make_step) if callable(make_step) else make_step
     name = getattr(function, "__qualname__", type(function).__qualname__)
     code = getattr(function, "__code__", None)
     return f"{os.path.basename(code.co_filename)}:{name}" if code is not None else name
+
+
+def identify(make_step: object) -> str | None:
+    """Return what tells a function from all others, now and in later processes.
+
+    That is the whole path of its file, its name, and what a partial or the function around it
+    has given it.
+
+    Returns:
+        None if nothing does: for a lambda, an object that can be called and does not say what it
+        holds, or a function that was given such an object.
+    """
+    identity = getattr(make_step, "identity", None)  # a reference to a function in a script
+    if isinstance(identity, str):
+        return identity
+    try:
+        return _spell(make_step)
+    except (_NamelessError, RecursionError):
+        return None
+
+
+class _NamelessError(Exception):
+    """A value has no text that is its own."""
+
+
+def _spell(value: object) -> str:
+    """Return text that no other value has."""
+    if type(value) in _PLAIN or isinstance(value, _PLAIN_KINDS):
+        return repr(value)
+    if isinstance(value, partial):
+        return f"{_spell(value.func)}{_spell_given(value.args, value.keywords)}"
+    if isinstance(value, MethodType):
+        return f"{_spell(value.__func__)} of {_spell(value.__self__)}"
+    function = inspect.unwrap(value) if callable(value) else value
+    if isinstance(function, FunctionType):
+        return _spell_function(function)
+    if isinstance(value, ModuleType):
+        return value.__name__
+    if isinstance(value, type | BuiltinFunctionType):
+        return f"{value.__module__}.{value.__qualname__}"
+    return f"{_spell(type(value))}{_spell_content(value)}"
+
+
+def _spell_content(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return _spell_given(value, {})
+    if isinstance(value, set | frozenset):
+        return f"({', '.join(sorted(map(_spell, value)))})"
+    if isinstance(value, dict):
+        return f"({', '.join(f'{_spell(key)}: {_spell(value[key])}' for key in value)})"
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return _spell_given((), fields)
+    raise _NamelessError
+
+
+def _spell_given(args: Iterable[object], keywords: Mapping[str, object]) -> str:
+    given = [*map(_spell, args), *(f"{key}={_spell(keywords[key])}" for key in sorted(keywords))]
+    return f"({', '.join(given)})"
+
+
+def _spell_function(function: FunctionType) -> str:
+    code = function.__code__
+    if "<lambda>" in function.__qualname__:
+        raise _NamelessError
+    path = code.co_filename
+    # A notebook's cell is no file: its path changes with every kernel, its name with its content.
+    path = os.path.realpath(path) if os.path.exists(path) else os.path.basename(path)
+    try:
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    except ValueError:  # not filled yet
+        raise _NamelessError from None
+    around = dict(zip(code.co_freevars, cells, strict=True))
+    return f"{path}:{function.__qualname__}{_spell_given((), around) if around else ''}"

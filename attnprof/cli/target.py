@@ -69,6 +69,12 @@ class Target:
         return self._path.stem if self.is_script else self._place.rpartition(".")[2]
 
     @property
+    def identity(self) -> str:
+        """What no other function has, from whichever folder it is named."""
+        file = self._path if self.is_script else getattr(self._load_module(), "__file__", None)
+        return f"{os.path.realpath(file) if file else self._place}:{self._function}"
+
+    @property
     def _path(self) -> Path:
         return Path(self._folder, self._place)
 

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import torch
 
 from attnprof.capture.dry_run import dry_run
 from attnprof.capture.sweep import SweepProgress, sweep
-from attnprof.capture.workload import record_workload
+from attnprof.capture.workload import identify, record_workload
 from attnprof.errors import CaptureError, DryRunError, RunFormatError
 from attnprof.growth import Growth
 from tests.capture import sweep_steps
@@ -146,10 +148,14 @@ def test_sweep_resumes_where_it_ended(tmp_path: Path) -> None:
     directory = tmp_path / "growth"
     with pytest.raises(ValueError, match="40"):
         sweep(sweep_steps.make_windowed, [16, 32, 40], directory=directory)
-    counted = CountedCalls(sweep_steps.make_windowed)
-    counted.target = "sweep_steps.py:make_windowed"  # type: ignore[attr-defined]  # its name
-    growth = sweep(counted, [16, 32, 48], directory=directory)
-    assert counted.lengths == [48]
+    begun: list[int] = []
+    growth = sweep(
+        sweep_steps.make_windowed,
+        [16, 32, 48],
+        directory=directory,
+        progress=lambda at: begun.append(at.seq_len),
+    )
+    assert set(begun) == {48}
     assert list(list_statuses(growth)) == [16, 32, 48]
 
 
@@ -168,11 +174,95 @@ def test_sweep_adds_dry_runs_to_measured_ones(tmp_path: Path) -> None:
 def test_sweep_does_not_mix_workloads(tmp_path: Path) -> None:
     sweep(make_step, [16], directory=tmp_path)
     with pytest.raises(
-        CaptureError, match=r"sweep of sweep_steps.py:make_step, not of .*make_inference; give"
+        CaptureError, match=r"sweep of /.*/sweep_steps.py:make_step, not of .*make_inference; give"
     ):
         sweep(sweep_steps.make_inference, [16], directory=tmp_path)
     with pytest.raises(CaptureError, match=r"'steps': None}, not with .*'steps': 3}.*; give"):
         sweep(make_step, [32], steps=3, directory=tmp_path)
+
+
+@dataclass(frozen=True)
+class MakeWide:
+    """A make_step that says what it holds."""
+
+    width: int
+
+    def __call__(self, seq_len: int, device: str) -> Callable[[], object]:
+        return make_wide(seq_len, device, width=self.width)
+
+    def make(self, seq_len: int, device: str) -> Callable[[], object]:
+        return self(seq_len, device)
+
+
+def make_wide(seq_len: int, device: str, **more: int) -> Callable[[], object]:
+    return lambda: torch.ones(seq_len, more["width"], device=device).exp()
+
+
+def make_around(width: int) -> Any:
+    def make(seq_len: int, device: str) -> Callable[[], object]:
+        return make_wide(seq_len, device, width=width)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda width: partial(make_wide, width=width),
+        lambda width: partial(make_wide, width=width, more={"depths": [1, 2]}),
+        MakeWide,
+        lambda width: MakeWide(width).make,
+        make_around,
+    ],
+    ids=["partial", "partial of containers", "dataclass", "method", "inner function"],
+)
+def test_sweep_resumes_what_was_given_the_same_arguments_only(
+    make: Callable[[int], Any], tmp_path: Path
+) -> None:
+    first = sweep(make(8), [16], directory=tmp_path)
+    (run,) = first.lengths
+    assert sweep(make(8), [16, 32], directory=tmp_path).run(16).path == run.path
+    with pytest.raises(CaptureError, match=r"holds a sweep of .*8.*, not of .*512"):
+        sweep(make(512), [16], directory=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda seq_len, device: lambda: None,
+        CountedCalls(),
+        CountedCalls().__call__,
+        partial(make_wide, width=torch.tensor(8)),
+        make_around(object()),  # type: ignore[arg-type]  # whatever it is, it does not say
+    ],
+    ids=["lambda", "object", "method", "partial", "inner function"],
+)
+def test_sweep_does_not_resume_what_nothing_tells_from_others(make: Any, tmp_path: Path) -> None:
+    (tmp_path / "growth").mkdir()
+    sweep(make_step, [16], directory=tmp_path / "growth")
+    with pytest.raises(CaptureError, match=r"nothing tells whether .* is the same .*; give anoth"):
+        sweep(make, [16], directory=tmp_path / "growth")
+
+
+def define_step(file: Path) -> Any:
+    scope: dict[str, Any] = {}
+    exec(compile("def make_step(n, device): return lambda: None", file, "exec"), scope)
+    return scope["make_step"]
+
+
+def test_sweep_tells_files_of_one_name_apart(tmp_path: Path) -> None:
+    files = [tmp_path / folder / "train.py" for folder in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.touch()
+    sweep(define_step(files[0]), [16], directory=tmp_path / "growth")
+    with pytest.raises(CaptureError, match=r"of /.*/a/train.py:make_step, not of /.*/b/train.py"):
+        sweep(define_step(files[1]), [16], directory=tmp_path / "growth")
+
+
+def test_function_of_a_notebook_is_told_by_its_cell_in_every_session(tmp_path: Path) -> None:
+    cells = [define_step(tmp_path / f"ipykernel_{session}" / "1234.py") for session in (1, 2)]
+    assert [identify(cell) for cell in cells] == ["1234.py:make_step"] * 2
 
 
 def test_sweep_does_not_write_into_something_else(tmp_path: Path) -> None:

@@ -56,6 +56,13 @@ def test_a_script_may_be_called_like_a_loaded_module(folder: Path) -> None:
     assert sys.modules["json"] is json
 
 
+def test_a_function_is_the_same_from_whichever_folder_it_is_named(folder: Path) -> None:
+    named = [Target("sub/work.py:make_step"), Target("work.py:make_step", str(folder / "sub"))]
+    named.append(Target("sub.work:make_step"))
+    assert {target.identity for target in named} == {f"{folder}/sub/work.py:make_step"}
+    assert Target("work.py:make_step").identity == f"{folder}/work.py:make_step"
+
+
 def test_a_module_and_a_dotted_name_are_found(folder: Path) -> None:
     assert callable(Target("sub.work:Makers.step").load())
     assert Target("sub.work:make_step").name == "work"
