@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from attnprof.cli.console import say, working
-from attnprof.errors import AttnprofError, CommandError
+from attnprof.errors import CommandError
 from attnprof.vocabulary import Detail
 
 if TYPE_CHECKING:
@@ -112,21 +112,29 @@ def _record(program: "Program", out: Path | None, samples_per_second: float, det
     enter_process(program.arguments, program.search_path)  # the run notes what was run
     here = os.getcwd()  # the program may go elsewhere; the user stays
     process = os.getpid()
-    directory = out if out is not None else make_directory(program.name)
+    directory = (out if out is not None else make_directory(program.name)).absolute()
     tracer: Tracer | None = None
-    code = 0
+    ended: BaseException | None = None
     try:
         with trace(directory, samples_per_second=samples_per_second, detail=detail.value) as tracer:
-            run_program(program)
+            try:
+                run_program(program)
+            except BaseException as error:
+                ended = error
+                raise  # the run notes how the program ended
     except BaseException as error:
         if tracer is None:  # recording could not begin, so the program never ran
             if out is None:
                 with suppress(OSError):
                     directory.rmdir()
             raise
-        code = end_program(error)
+        if error is not ended and isinstance(error, Exception):  # no affair of the program's
+            say(f"the run could not be written to its end: {error}")
+        else:
+            ended = error
+    code = 0 if ended is None else end_program(ended)
     if os.getpid() == process:  # a child that the program forked ends here, too
-        summarise_run(tracer, here)
+        summarise_run(tracer, directory, here)
     return code
 
 
@@ -158,24 +166,30 @@ def make_directory(name: str) -> Path:
             ) from None
 
 
-def summarise_run(tracer: "Tracer", here: str) -> None:
+def summarise_run(tracer: "Tracer", directory: Path, here: str) -> None:
     """Say on stderr what the peak of a run was, who held it, how it ended and how to see more.
 
     Never fails: the program has its own exit code, and a run that cannot be summarised is still
-    on disk.
+    on disk, unless the program removed it.
 
     Args:
         tracer: The trace, ended.
+        directory: Where it wrote the run.
         here: The folder in which the user gave the command.
     """
+    from attnprof.store.schema import RUN_FILE
+
     _flush(sys.stdout)
-    path = show_path(tracer.run.path, here)
+    path = show_path(directory, here)
     path = path if path[0] != "-" else f"./{path}"  # else it would be taken for an option
     try:
         with working("attnprof reads the run …"):
             run = tracer.run
             peak, status = run.peak(), run.status
-    except (AttnprofError, ValueError, OSError, MemoryError, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if not (directory / RUN_FILE).exists():
+            say(f"there is no run in {path}: the program, or another, removed what was recorded")
+            return
         reason = str(error) or type(error).__name__
         say(f"the run is in {path}, but was not summarised: {reason}")
         return

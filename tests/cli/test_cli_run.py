@@ -118,6 +118,28 @@ def test_run_ends_cleanly_when_interrupted(tmp_path: Path) -> None:
     assert attnprof.load(tmp_path / "out").status == "interrupted"
 
 
+REMOVING = """\
+import shutil, sys, warnings, torch
+warnings.simplefilter(sys.argv[1])
+torch.ones(4).sum()
+shutil.rmtree("out")
+sys.exit(int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(("warnings", "code"), [("default", 0), ("error", 0), ("error", 3)])
+def test_run_whose_directory_the_script_removes_ends_as_the_script(
+    warnings: str, code: int, tmp_path: Path
+) -> None:
+    (tmp_path / "removing.py").write_text(REMOVING)
+    ended = call("run", "--out", "out", "removing.py", warnings, str(code), cwd=tmp_path)
+    assert ended.code == code
+    assert ended.err.splitlines()[-1] == (
+        "attnprof: there is no run in out: the program, or another, removed what was recorded"
+    )
+    assert "Traceback" not in ended.err
+
+
 def test_run_of_a_missing_script_says_so(tmp_path: Path) -> None:
     ended = call("run", "nope.py", cwd=tmp_path)
     assert ended == Ended(
