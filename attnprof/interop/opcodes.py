@@ -9,6 +9,7 @@ opcode. Thousands of frames are followed side by side, one numpy operation for a
 """
 
 import pickletools
+from array import array
 
 import numpy as np
 
@@ -36,12 +37,21 @@ tuples: nested ones can exhaust the interpreter's stack when they are hashed.
 _NUMBERS = (
     "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
 )  # fmt: skip
+_PLACE_BYTES = 24
+"""What CPython takes for a value where many are put into one list: its place on the unpickler's
+stack, in the slice of it that is put into the list, and in the list.
+"""
 _OBJECT_BYTES = {
-    "EMPTY_DICT": 360, "EMPTY_LIST": 100, "TUPLE2": 72, "BININT": 32, "BININT2": 28, "LONG1": 36,
-    "BINFLOAT": 24, "SHORT_BINUNICODE": 60, "BINUNICODE": 60, "MEMOIZE": 12, "BINPUT": 12,
-    "LONG_BINPUT": 12, "BINGET": 8, "LONG_BINGET": 8,
+    "NONE": 0, "NEWTRUE": 0, "NEWFALSE": 0, "BININT1": 0, "BINGET": 0, "LONG_BINGET": 0,
+    "BININT": 32, "BININT2": 32, "LONG1": 48, "BINFLOAT": 32,
+    "SHORT_BINUNICODE": 64, "BINUNICODE": 64, "EMPTY_DICT": 360, "EMPTY_LIST": 100, "TUPLE2": 72,
 }  # fmt: skip
-"""About what CPython takes for what an opcode makes, with its place in a container."""
+"""About what CPython takes for the object of an opcode that has a place among others."""
+_MEMO_BYTES = 16
+"""Of each entry up to the highest: CPython makes the table twice as long as it has to be."""
+_MARK_BYTES = 16
+_TEXT_BYTES = 4
+"""Of each byte of a text: one sign beyond Unicode's first plane makes all of them so wide."""
 
 _FRAME, _STOP, _TUPLE2 = _CODES["FRAME"], _CODES["STOP"], _CODES["TUPLE2"]
 _LONG1, _SHORT_TEXT, _TEXT = _CODES["LONG1"], _CODES["SHORT_BINUNICODE"], _CODES["BINUNICODE"]
@@ -83,10 +93,7 @@ def check_opcodes(data: Array, name: str) -> int:
         )
     check = _Check(np.asarray(data), name)
     check.run()
-    counts = check.counts
-    made = sum(int(counts[_CODES[op]]) * size for op, size in _OBJECT_BYTES.items())
-    # The bytes of texts are in the file; counting all of the file as text errs upwards.
-    return made + len(data)
+    return check.estimate_bytes()
 
 
 class _Check:
@@ -105,6 +112,8 @@ class _Check:
         self._is_number[[_CODES[op] for op in _NUMBERS]] = True
         self._is_number[_UNKNOWN] = True
         self._unsure_pairs = 0
+        self._most_entries = 0
+        """How long the memo has to be for the entries that have numbers of four bytes."""
         self._has_length = np.zeros(256, np.bool_)
         self._has_length[[_LONG1, _SHORT_TEXT]] = True
         """Opcodes whose first argument says how many bytes follow it."""
@@ -120,7 +129,8 @@ class _Check:
     def run(self) -> None:
         """Follow the file from its first opcode to its last."""
         size = len(self._data)
-        frames: list[tuple[int, int]] = []
+        # Not tuples: a frame may be a byte long, and there may be millions.
+        begins, ends = array("q"), array("q")
         before = (_STOP, _STOP)  # the two opcodes last seen
         at = 0
         while at < size:
@@ -131,7 +141,8 @@ class _Check:
                     raise self._refuse_size(at, "a frame of more than 1 MiB")
                 if end > size:
                     raise self._cut_off()
-                frames.append((at + _FRAME_HEADER_BYTES, end))
+                begins.append(at + _FRAME_HEADER_BYTES)
+                ends.append(end)
                 before = (_UNKNOWN, _UNKNOWN)
                 at = end
                 continue
@@ -139,15 +150,25 @@ class _Check:
             if code == _STOP:
                 break
             before = (before[1], code)
-        if len(frames) < _FEW_FRAMES:
-            for begin, end in frames:
-                self._walk(begin, end)
-            frames.clear()
-        for first in range(0, len(frames), _LANES):
-            batch = np.array(frames[first : first + _LANES], np.int64)
-            self._follow(batch[:, 0], batch[:, 1])
+        if len(begins) < _FEW_FRAMES:
+            for frame in zip(begins, ends, strict=True):
+                self._walk(*frame)
+        else:
+            for first in range(0, len(begins), _LANES):
+                lanes = slice(first, first + _LANES)
+                self._follow(np.array(begins[lanes]), np.array(ends[lanes]))
         if not self.counts[_STOP]:
             raise self._cut_off()
+
+    def estimate_bytes(self) -> int:
+        """Return about how many bytes the objects of the file will take."""
+        count = {name: int(self.counts[code]) for name, code in _CODES.items()}
+        made = sum(count[op] * (size + _PLACE_BYTES) for op, size in _OBJECT_BYTES.items())
+        # An entry without a number of its own gets the number of entries before it.
+        entries = max(self._most_entries, count["MEMOIZE"] + count["BINPUT"])
+        # What is no opcode and no argument of fixed width is text, frames' headers apart.
+        text_bytes = len(self._data) - int(self.counts @ self._width)
+        return made + entries * _MEMO_BYTES + count["MARK"] * _MARK_BYTES + text_bytes * _TEXT_BYTES
 
     def _walk(self, at: int, end: int) -> None:
         """Follow one frame opcode by opcode."""
@@ -225,6 +246,7 @@ class _Check:
             return number
         if number > at:
             raise self._refuse_size(at, "a memo entry far beyond the last one")
+        self._most_entries = max(self._most_entries, number + 1)
         return 0
 
     def _check_pairs(self, at: Array, before: Array) -> None:

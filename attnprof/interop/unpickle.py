@@ -4,8 +4,8 @@ What is guarded, and by what:
 
 - *Code.* No opcode that imports or calls anything passes `check_opcodes`, and the unpickler below
   finds no class and no persistent object even if one did.
-- *Memory.* Declared lengths must lie in the file, integers have 64 bits, memo entries follow on
-  each other, and what all objects take together is estimated before the first is made.
+- *Memory.* Declared lengths must lie in the file, integers have 64 bits, and what all objects take
+  together, with the unpickler's stack and memo, is estimated before the first is made.
 - *Compression.* What a gzipped file unpacks to is limited by the size it has packed.
 - *The interpreter's stack.* Tuples, whose hashes are computed by recursion, hold numbers only.
 

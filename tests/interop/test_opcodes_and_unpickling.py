@@ -4,14 +4,17 @@ import gzip
 import os
 import pickle
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from attnprof.errors import SnapshotError
+from attnprof.interop.opcodes import check_opcodes
 from attnprof.interop.unpickle import load_plain
 from tests.interop.recordings import write_pickle
 
@@ -184,8 +187,70 @@ def test_file_that_needs_more_memory_than_there_is_is_refused(
 
     monkeypatch.setattr("attnprof.interop.unpickle.psutil.virtual_memory", Memory)
     path = write_pickle(tmp_path / "wide.pickle", [{} for _ in range(10_000)])
-    line = refuse(path, r"need about 3\.\d MiB of memory, and 3.0 MiB are available")
+    line = refuse(path, r"need about [34]\.\d MiB of memory, and 3.0 MiB are available")
     assert "max_entries" in line
+
+
+def frame(content: bytes) -> bytes:
+    return b"\x95" + struct.pack("<Q", len(content)) + content
+
+
+def repeat(content: bytes, count: int) -> bytes:
+    """Return opcodes many times over, in frames of 1000."""
+    return frame(content * 1000) * (count // 1000)
+
+
+COUNT = 200_000
+
+
+@pytest.mark.parametrize(
+    ("body", "least_bytes"),
+    [
+        # On the stack, in a slice of it and in the list: three places of 8 bytes each.
+        (b"](" + repeat(b"N", COUNT) + b"e.", 24 * COUNT),
+        (b"](" + repeat(b"K\x01", COUNT) + b"e.", 24 * COUNT),
+        (b"]\x94(" + repeat(b"h\x00", COUNT) + b"e.", 24 * COUNT),
+        (b"](" + repeat(b"G" + b"\x01" * 8, COUNT) + b"e.", (24 + 32) * COUNT),
+        (repeat(b"(", COUNT) + b".", 8 * COUNT),
+        # The memo becomes twice as long as the highest index, which may come first.
+        (
+            b"X" + struct.pack("<I", COUNT) + b"a" * COUNT + b"r" + struct.pack("<I", COUNT) + b".",
+            (1 + 2 * 8) * COUNT,
+        ),
+        # One sign of four bytes, and all others have as many.
+        (b"X" + struct.pack("<I", COUNT + 4) + b"a" * COUNT + "😀".encode() + b".", 4 * COUNT),
+    ],
+    ids=["none", "small integers", "memo reads", "floats", "marks", "memo index", "wide text"],
+)
+def test_memory_is_estimated_for_what_costs_little_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: bytes, least_bytes: int
+) -> None:
+    class Memory:
+        available = least_bytes - 1
+
+    path = write(tmp_path / "dense.pickle", HEADER + body)
+    monkeypatch.setattr("attnprof.interop.unpickle.psutil.virtual_memory", Memory)
+    refuse(path, "need about .* are available")
+
+
+def test_estimate_of_a_plain_file_is_no_multiple_of_what_it_takes(tmp_path: Path) -> None:
+    value = [{"addr": 2**40 + i, "size": 512, "frames": [1, 2]} for i in range(20_000)]
+    content = np.frombuffer(pickle.dumps(value, protocol=4), np.uint8)
+    tracemalloc.start()
+    loaded = load_plain(write_pickle(tmp_path / "plain.pickle", value))
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert loaded == value
+    assert taken < check_opcodes(content, "plain") < 3 * taken
+
+
+def test_frames_of_a_byte_cost_little_to_check(tmp_path: Path) -> None:
+    path = write(tmp_path / "tiny.pickle", HEADER + frame(b"N") * COUNT + b".")
+    tracemalloc.start()
+    load_or_refuse(path)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken < 4 * path.stat().st_size
 
 
 def test_gzip_bomb_is_refused(tmp_path: Path) -> None:
