@@ -1,6 +1,8 @@
 """Make a run of a memory snapshot."""
 
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,16 @@ from attnprof.analysis.allocator.segments import cut
 from attnprof.errors import SnapshotError
 from attnprof.interop.snapshot import Block, Ints, Segment, Snapshot, Trace, read_snapshot
 from attnprof.interop.unpickle import load_plain, without_garbage_collection
-from attnprof.store.schema import ANNOTATIONS, FRAMES, SEED, SEGMENT_SEED
+from attnprof.store.process import describe_process
+from attnprof.store.schema import (
+    ANNOTATIONS,
+    FRAMES,
+    JOURNAL_FILE,
+    RUN_FILE,
+    SEED,
+    SEGMENT_SEED,
+    TABLES_DIR,
+)
 from attnprof.store.writer import RunWriter, claim_directory
 from attnprof.units import format_bytes
 from attnprof.vocabulary import Status
@@ -36,7 +47,7 @@ def import_snapshot(path: Path, directory: Path) -> None:
     Raises:
         SnapshotError: The file is no snapshot, is damaged, or would do more than hold data.
         CaptureError: The directory holds something, or cannot be written.
-        OSError: The file cannot be read or the disk is full.
+        OSError: The file cannot be read or the disk is full. Nothing of the run is left then.
     """
     with without_garbage_collection():
         snapshot = read_snapshot(load_plain(path))
@@ -48,19 +59,40 @@ def import_snapshot(path: Path, directory: Path) -> None:
             "torch.cuda.memory._dump_snapshot() after it"
         )
     ended, error = _find_ending(snapshot.traces)
+    with _begin_run(directory, _describe(path, snapshot)) as writer:
+        writer.commit(
+            {
+                "devices": {"name": [f"cuda:{history.device}" for history in histories]},
+                "frames": _to_columns(FRAMES, snapshot.stacks.frames),
+                "stacks": {"frames": _to_lists(snapshot.stacks.stacks)},
+                "annotations": _to_columns(ANNOTATIONS, _renumber(snapshot.annotations, histories)),
+            }
+        )
+        for position, history in enumerate(histories):
+            writer.commit(history.make_tables(position))
+        writer.close(ended, **({"error": error} if error else {}))
+
+
+@contextmanager
+def _begin_run(directory: Path, info: dict[str, Any]) -> Iterator[RunWriter]:
+    """Yield the writer of a run. If that fails, nothing is left in the way of another attempt."""
+    was_there = directory.exists()
     claim_directory(directory)
-    writer = RunWriter(directory, _describe(path, snapshot))
-    writer.commit(
-        {
-            "devices": {"name": [f"cuda:{history.device}" for history in histories]},
-            "frames": _to_columns(FRAMES, snapshot.stacks.frames),
-            "stacks": {"frames": _to_lists(snapshot.stacks.stacks)},
-            "annotations": _to_columns(ANNOTATIONS, _renumber(snapshot.annotations, histories)),
-        }
-    )
-    for position, history in enumerate(histories):
-        writer.commit(history.make_tables(position))
-    writer.close(ended, **({"error": error} if error else {}))
+    with ExitStack() as undo:
+        if not was_there:
+            undo.callback(_remove, directory.rmdir)
+        for name in (JOURNAL_FILE, RUN_FILE, f"{RUN_FILE}.new"):
+            undo.callback(_remove, (directory / name).unlink)
+        undo.callback(shutil.rmtree, directory / TABLES_DIR, ignore_errors=True)
+        writer = RunWriter(directory, info)
+        undo.callback(writer.abandon)  # else what is still buffered would fail to be written, too
+        yield writer
+        undo.pop_all()
+
+
+def _remove(remove: Callable[[], None]) -> None:
+    with suppress(OSError):
+        remove()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +233,7 @@ def _describe(path: Path, snapshot: Snapshot) -> dict[str, Any]:
         ours = None
     return {
         "environment": {"attnprof": ours},
+        "writer": describe_process(),
         "snapshot": {
             "file": path.name,
             "events": sum(len(trace.action) for trace in snapshot.traces),

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 
 from attnprof.errors import RunFormatError
+from attnprof.store.process import may_be_alive
 from attnprof.store.schema import JOURNAL_FILE, RUN_FILE, SCHEMA_VERSION, TABLES, TABLES_DIR
 from attnprof.vocabulary import Status
 
@@ -72,7 +72,7 @@ class StoredRun:
     def status(self) -> Status:
         """How the run ended; a run whose writer is known to be dead was interrupted."""
         status = Status(self.info["status"])
-        if status is Status.RECORDING and not _is_writer_alive(self.info.get("writer")):
+        if status is Status.RECORDING and not may_be_alive(self.info.get("writer")):
             return Status.INTERRUPTED
         return status
 
@@ -88,19 +88,6 @@ def _batches(stream: pa.RecordBatchStreamReader) -> Any:
             yield stream.read_next_batch()
         except StopIteration:
             return
-
-
-def _is_writer_alive(writer: Any) -> bool:
-    import socket
-
-    if not isinstance(writer, dict) or writer.get("host") != socket.gethostname():
-        return True  # it cannot be asked from here, so nothing is claimed
-    try:
-        process = psutil.Process(writer["pid"])
-        is_same = bool(abs(process.create_time() - writer["process_started"]) < 1.0)
-        return is_same and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.Error, KeyError, TypeError, ValueError):
-        return False
 
 
 def _tell_what_is_there(path: Path) -> str:

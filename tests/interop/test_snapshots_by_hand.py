@@ -1,6 +1,8 @@
 """Snapshots made by hand: what is read from them, and what is refused."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from attnprof.interop.snapshot import read_snapshot
 from attnprof.report.json import render_json
 from attnprof.report.summary import summarise
 from attnprof.run import Run
+from attnprof.store.schema import RUN_FILE
+from attnprof.store.writer import RunWriter
 from tests.interop.recordings import write_pickle
 
 KIB, MIB = 2**10, 2**20
@@ -272,6 +276,41 @@ def test_occupied_directory_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(CaptureError, match="it is not empty"):
         import_snapshot(path, tmp_path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("failing", ["commit", "close"])
+@pytest.mark.parametrize("is_made", [False, True])
+def test_import_that_fails_leaves_room_for_another_attempt(
+    failing: str, is_made: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = {"device_traces": [[entry("alloc", SEGMENT, 100)]]}
+    if is_made:
+        (tmp_path / "run").mkdir()
+    with monkeypatch.context() as patch:
+        write = getattr(RunWriter, failing)
+        calls = iter(range(9))
+
+        def fill_disk(*args: Any, **more: Any) -> None:
+            if failing == "commit" and not next(calls):
+                write(*args, **more)  # the first one
+                return
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(RunWriter, failing, fill_disk)
+        with pytest.raises(OSError, match="No space left"):
+            run_of(tmp_path, snapshot)
+    assert (tmp_path / "run").exists() == is_made
+    assert run_of(tmp_path, snapshot).peak().total_bytes == BLOCK
+
+
+def test_import_that_is_killed_was_interrupted(tmp_path: Path) -> None:
+    run_of(tmp_path, {"device_traces": [[entry("alloc", SEGMENT, 100)]]})
+    file = tmp_path / "run" / RUN_FILE
+    info = json.loads(file.read_text())
+    assert info["writer"]["pid"] == os.getpid()
+    info["writer"]["pid"] = 2**22 + 1
+    file.write_text(json.dumps(info | {"status": "recording"}))
+    assert attnprof.load(tmp_path / "run").status == "interrupted"
 
 
 def test_odd_texts_and_settings_do_no_harm(tmp_path: Path) -> None:
