@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from attnprof.errors import RunFormatError
+from attnprof.store.info import find_fault
 from attnprof.store.process import may_be_alive
 from attnprof.store.schema import JOURNAL_FILE, RUN_FILE, SCHEMA_VERSION, TABLES, TABLES_DIR
 from attnprof.vocabulary import Status
@@ -127,6 +128,11 @@ def open_run(path: str | Path) -> StoredRun:
         raise RunFormatError(
             f"cannot read {path}: it has schema version {version!r}, this attnprof reads "
             f"{SCHEMA_VERSION}; read it with the attnprof that wrote it ({_name_writer(info)})"
+        )
+    if (fault := find_fault(info)) is not None:
+        raise RunFormatError(
+            f"no run at {path}: its {RUN_FILE} is damaged or not attnprof's: {fault}; copy it "
+            "again, or record the run anew"
         )
     # Others may have ended, by a full disk say, in their first commit.
     is_whole = info["status"] == Status.COMPLETED and "recording_stopped" not in info

@@ -231,6 +231,53 @@ def test_other_schema_version_without_a_writer_is_refused(
         open_run(copy_with(whole, scratch, RUN_FILE, json.dumps(info).encode()))
 
 
+COUNTERS = {
+    "allocated_bytes_current": 0,
+    "allocated_bytes_peak": 0,
+    "reserved_bytes_current": 0,
+    "reserved_bytes_peak": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("info", "words"),
+    [
+        ({"dry_run": [1]}, r"dry_run is \[1\], expected an object"),
+        ({"dry_run": {}}, "dry_run has no 'target'"),
+        ({"dry_run": {"target": "cpu", "assumptions": "x"}}, "assumptions is 'x', expected a list"),
+        (
+            {"dry_run": {"target": "cpu", "tables": [{"at": "m.py:1", "rows": 8}]}},
+            r"dry_run.tables\[0\] has no 'used'",
+        ),
+        ({"allocator": "x"}, "allocator is 'x', expected an object"),
+        (
+            {"allocator": {"devices": {"cuda:0": {"end": COUNTERS | {"private_bytes": "1"}}}}},
+            "allocator.devices.cuda:0.end.private_bytes is '1', expected a whole number from 0 on",
+        ),
+        ({"allocator": {"devices": {"cuda:0": {"end": {}}}}}, "end has no 'allocated_bytes_curr"),
+        ({"snapshot": None}, "snapshot is None, expected an object"),
+        ({"environment": {"gpus": 5}}, "environment.gpus is 5, expected a list"),
+        ({"environment": {"torch": 2.13}}, "environment.torch is 2.13, expected text or null"),
+        ({"workload": {"seq_len": "8", "source": "measured"}}, "workload.seq_len is '8'"),
+        ({"workload": {"seq_len": -8, "source": "measured"}}, "workload.seq_len is -8"),
+        ({"workload": {"seq_len": True, "source": "measured"}}, "workload.seq_len is True"),
+        ({"error": ["x" * 1000]}, "error is .{40}, expected an object"),
+    ],
+)
+def test_run_file_with_values_of_other_types_is_refused(
+    info: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    write_run(tmp_path, COMMITS, **info)
+    with pytest.raises(RunFormatError, match=f"damaged or not attnprof's: .*{words}") as caught:
+        open_run(tmp_path)
+    assert_is_one_clear_line(caught.value, tmp_path)
+
+
+def test_run_file_may_say_more_than_is_read(tmp_path: Path) -> None:
+    more = {"environment": {"rocm": [1]}, "new": 3, "dry_run": {"target": "cpu", "new": None}}
+    assert open_run(write_run(tmp_path, COMMITS, **more)).info["new"] == 3
+
+
 def write_unfinished(path: Path, writer: Any) -> Path:
     return write_run(path, COMMITS, status=Status.RECORDING, writer=writer)
 
