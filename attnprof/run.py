@@ -30,6 +30,7 @@ from attnprof.analysis.what_if.advice import Advice, WhatIf, ask, find_advice
 from attnprof.analysis.what_if.scenario import Options
 from attnprof.attribution import Attribution
 from attnprof.store import StoredRun, open_run
+from attnprof.store.ranges import check_ranges
 from attnprof.vocabulary import Status
 
 
@@ -71,6 +72,7 @@ class Run:
     @cached_property
     def attribution(self) -> Attribution:
         """The run's facts and what they mean; `allocations` and the rest are views of it."""
+        check_ranges(self._stored)
         return (
             attribute_snapshot(self._stored) if self.is_imported else attribute_traced(self._stored)
         )
