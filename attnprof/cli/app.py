@@ -96,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with get_command(app).make_context("attnprof", list(arguments)) as context:
             code = context.command.invoke(context)
-        sys.stdout.flush()
+        with suppress(AttributeError, ValueError):  # a program that was run closed or replaced it
+            sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except typer.Exit as ended:
         return ended.exit_code

@@ -51,6 +51,16 @@ def test_run_passes_the_exit_code_on(strange: tuple[Path, Ended]) -> None:
     assert strange[1].code == 3
 
 
+@pytest.mark.parametrize("ending", ["sys.stdout.close()", "sys.stdout = None"])
+def test_run_passes_the_exit_code_of_a_script_without_stdout_on(
+    ending: str, tmp_path: Path
+) -> None:
+    (tmp_path / "s.py").write_text(f"import sys\n{ending}\nsys.exit(5)\n")
+    ended = call("run", "--out", "out", "s.py", cwd=tmp_path)
+    assert ended.code == 5, ended.err
+    assert ended.err.splitlines()[1].startswith("attnprof: failed; recorded in out;")
+
+
 def test_run_names_its_directory_after_the_script(strange: tuple[Path, Ended]) -> None:
     (directory,) = (strange[0] / "runs").iterdir()
     assert re.fullmatch(r"show-\d{8}-\d{6}", directory.name)
