@@ -10,6 +10,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -27,6 +28,7 @@ from attnprof.capture.devices import (
 from attnprof.capture.dynamo import leave_alone
 from attnprof.capture.endings import status_of, text_of, without_own_frames
 from attnprof.capture.ledger import Ledger
+from attnprof.capture.main_thread import do_in_main_thread, leave_when_on_top
 from attnprof.capture.modules import ModuleNames, ModuleWatch
 from attnprof.capture.optimizers import OptimizerWatch
 from attnprof.capture.recorder import Recorder
@@ -109,6 +111,8 @@ class Tracer:
         self._detail: DetailSwitch | None = None
         self._optimizers: OptimizerWatch | None = None
         self._writer: RunWriter | None = None
+        self._modes: ThreadModes | None = None
+        self._thread = threading.current_thread()
         self._process = -1
 
     @property
@@ -192,11 +196,12 @@ class Tracer:
             **self._info,
         }
         self._process = os.getpid()
+        self._thread = threading.current_thread()
         self._writer = RunWriter(self._directory, info)
         self._recorder = recorder = Recorder(self._writer)
         self._ledger = ledger = Ledger(recorder, twins=self._twins)
         self._names = names = ModuleNames(recorder, ledger)
-        modes = ThreadModes(recorder, ledger)
+        self._modes = modes = ThreadModes(recorder, ledger)
         if self._twins is None:  # else nothing is allocated where it is counted
             self._history = AllocatorHistory(recorder, modes.tag_ops)
         self._detail = detail = DetailSwitch(
@@ -222,17 +227,37 @@ class Tracer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End tracing; the program's exception, if there is one, passes on as it was raised."""
+        """End tracing; the program's exception, if there is one, passes on as it was raised.
+
+        Raises:
+            CaptureError: This is not the thread that began the trace. It has ended all the same.
+        """
         if error is not None:
             error.__traceback__ = without_own_frames(error.__traceback__)
-        self._end(status_of(error), error)
+        if _active is self and self._thread is not threading.current_thread():
+            self._end_elsewhere(error)
+        else:
+            self._end(status_of(error), error)
+
+    def _end_elsewhere(self, error: BaseException | None) -> None:
+        assert self._modes is not None
+        problem = CaptureError(
+            f"a trace must end in the thread that began it, {self._thread.name}, and this is "
+            f"{threading.current_thread().name}; it has ended now, and what was recorded is in "
+            f"{self._directory}"
+        )
+        shown = problem if error is None or isinstance(error, GeneratorExit) else error
+        self._end(status_of(shown), shown)
+        do_in_main_thread(partial(leave_when_on_top, self._modes))
+        if shown is problem:
+            raise problem from None
 
     def _end(self, status: Status, error: BaseException | None = None) -> None:
         global _active
         assert self._recorder is not None
         assert self._writer is not None
-        if self._process != os.getpid():
-            return  # a child forked inside the 'with' block leaves it; the run is its parent's
+        if self._process != os.getpid() or _active is not self:
+            return  # a child forked inside the 'with' block leaves it, or it has ended before
         try:
             with suppress(Exception):  # of a model half-way through something
                 assert self._names is not None
@@ -296,12 +321,15 @@ class Tracer:
             finally:
                 os.kill(os.getpid(), number)
 
+        def restore() -> None:
+            if signal.getsignal(signal.SIGTERM) is end:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
         signal.signal(signal.SIGTERM, end)
         try:
             yield
         finally:
-            if signal.getsignal(signal.SIGTERM) is end:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            do_in_main_thread(restore)
 
 
 def trace(

@@ -75,7 +75,7 @@ class RunWriter:
         self._streams: dict[str, pa.RecordBatchStreamWriter] = {}
         self._commits = 0
         self._is_writing = False
-        self._is_abandoned = False
+        self._is_closed = False
         try:
             (path / TABLES_DIR).mkdir()
             self._journal = (path / JOURNAL_FILE).open("ab", buffering=0)
@@ -95,7 +95,7 @@ class RunWriter:
         Raises:
             OSError: The disk is full or gone. Further commits would not be readable.
         """
-        if self._is_abandoned:
+        if self._is_closed:
             return
         self._is_writing = True
         for name, table in columns.items():
@@ -118,8 +118,9 @@ class RunWriter:
         Raises:
             OSError: The disk is full or gone; the tables are readable all the same.
         """
-        if self._is_abandoned:
+        if self._is_closed:
             return
+        self._is_closed = True
         # A stream that a cut-off commit left in mid-batch gets no end mark. Readers need none:
         # what counts is what the journal vouches for, and that is on disk already.
         with suppress(OSError):
@@ -139,7 +140,7 @@ class RunWriter:
 
         The child has the same open files as its parent, down to the position in them.
         """
-        self._is_abandoned = True
+        self._is_closed = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for file in (*self._files.values(), self._journal):
             if not file.closed:

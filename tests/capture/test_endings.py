@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import attnprof
 from attnprof.capture.endings import status_of
+from attnprof.errors import CaptureError
 from attnprof.store.writer import RunWriter
 from attnprof.vocabulary import Status
 from tests.capture.remains import list_remains
@@ -198,6 +199,72 @@ def test_ending_in_another_thread_gives_completed(tmp_path: Path) -> None:
     assert run.status is Status.COMPLETED
     assert set(run.allocations["phase"].cast(str)) >= {"forward", "backward"}
     assert list_remains() == before
+
+
+def run_in_a_thread(work: Callable[[], object]) -> list[BaseException]:
+    """Run ``work`` to its end in a thread of its own; return what it raised."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="other")
+    thread.start()
+    while thread.is_alive():  # ops are under way here when the trace ends
+        torch.ones(3).exp()
+    thread.join()
+    return raised
+
+
+def test_ending_elsewhere_than_it_began_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    before = list_remains()
+    tracer = attnprof.trace(tmp_path)
+    tracer.__enter__()
+    kept = nn.Linear(3, 3)(torch.ones(2, 3))
+    (refused,) = run_in_a_thread(lambda: tracer.__exit__(None, None, None))
+    assert isinstance(refused, CaptureError)
+    assert "must end in the thread that began it, MainThread, and this is other" in str(refused)
+    torch.ones(3).exp()
+    assert list_remains() == before
+    run = attnprof.load(tmp_path)
+    assert run.status is Status.FAILED
+    assert kept.nbytes in run.allocations["size_bytes"]
+    tracer.__exit__(None, None, None)  # who then ends it where it began does no harm
+    with attnprof.trace() as following:
+        torch.ones(3)
+    assert following.run.status is Status.COMPLETED
+
+
+def test_ending_by_closing_a_generator_elsewhere_is_refused(tmp_path: Path) -> None:
+    def produce() -> Iterator[Tensor]:
+        with attnprof.trace(tmp_path):
+            yield torch.ones(2)
+
+    before = list_remains()
+    generator = produce()
+    next(generator)
+    (refused,) = run_in_a_thread(generator.close)
+    assert isinstance(refused, CaptureError)
+    assert list_remains() == before
+    assert attnprof.load(tmp_path).peak().total_bytes >= 2 * 4
+
+
+def test_ending_elsewhere_by_exception_passes_it_on(tmp_path: Path) -> None:
+    def produce() -> Iterator[Tensor]:
+        with attnprof.trace(tmp_path):
+            yield torch.ones(2)
+            raise LookupError("of the program")
+
+    before = list_remains()
+    generator = produce()
+    next(generator)
+    (raised,) = run_in_a_thread(lambda: next(generator))
+    assert repr(raised) == "LookupError('of the program')"
+    assert list_remains() == before
+    assert attnprof.load(tmp_path).info["error"]["type"] == "LookupError"
 
 
 def test_ending_leaves_own_sigterm_handler_of_the_program(tmp_path: Path) -> None:
