@@ -3,7 +3,6 @@
 import math
 import os
 import shutil
-import signal
 import tempfile
 import threading
 import warnings
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -28,7 +27,11 @@ from attnprof.capture.devices import (
 from attnprof.capture.dynamo import leave_alone
 from attnprof.capture.endings import status_of, text_of, without_own_frames
 from attnprof.capture.ledger import Ledger
-from attnprof.capture.main_thread import do_in_main_thread, leave_when_on_top
+from attnprof.capture.main_thread import (
+    do_in_main_thread,
+    ending_on_sigterm,
+    leave_when_on_top,
+)
 from attnprof.capture.modules import ModuleNames, ModuleWatch
 from attnprof.capture.optimizers import OptimizerWatch
 from attnprof.capture.recorder import Recorder
@@ -68,6 +71,7 @@ class Tracer:
         detail: str = "auto",
         info: dict[str, Any] | None = None,
         twins: "Twins | None" = None,
+        command: str | None = None,
     ) -> None:
         """Prepare a trace; nothing happens before ``with``.
 
@@ -78,6 +82,7 @@ class Tracer:
             detail: ``"auto"`` or ``"full"``; see `trace`.
             info: What run.json says besides; read when the trace begins and again when it ends.
             twins: In a dry run, the fakes that stand for real tensors.
+            command: The command that traces, where the program itself does not.
 
         Raises:
             TypeError: ``directory`` is not a path.
@@ -103,6 +108,7 @@ class Tracer:
         self._is_adaptive = detail == Detail.AUTO
         self._info = {} if info is None else info
         self._twins = twins
+        self._command = command
         self._stack = ExitStack()
         self._recorder: Recorder | None = None
         self._ledger: Ledger | None = None
@@ -166,10 +172,7 @@ class Tracer:
         global _active
         with _active_lock:
             if _active is not None:
-                raise CaptureError(
-                    "a trace is already running in this process; traces do not nest: "
-                    "end that one first, or mark its parts with tracer.step()"
-                )
+                raise CaptureError(_active._say_it_runs())
             if self._recorder is not None:
                 raise CaptureError("this trace has ended; make a new one with attnprof.trace()")
             _active = self
@@ -182,6 +185,18 @@ class Tracer:
                 self._writer.close(Status.FAILED)
             raise
         return self
+
+    def _say_it_runs(self) -> str:
+        where = f", into {self._directory}" if self._directory is not None else ""
+        if self._command is not None:
+            return (
+                f"{self._command} records this program already{where}; traces do not nest: run "
+                "the program with python, or without a trace of its own"
+            )
+        return (
+            f"a trace is already running in this process{where}; traces do not nest: end that one "
+            "first, or mark its parts with tracer.step()"
+        )
 
     def _begin(self) -> None:
         if self._directory is None:
@@ -210,7 +225,7 @@ class Tracer:
         enter = self._stack.enter_context
         self._stack.callback(ledger.close)
         enter(sampling(recorder, per_second=self._samples_per_second))
-        enter(self._ending_on_sigterm())
+        enter(ending_on_sigterm(lambda: self._end(Status.INTERRUPTED)))
         if self._history is not None:
             enter(self._history.recording())
         enter(ModuleWatch(modes, names, recorder, detail).watching())
@@ -303,33 +318,6 @@ class Tracer:
             self._writer.abandon()
         with suppress(Exception):  # a thread or device that the child does not have
             self._stack.close()
-
-    @contextmanager
-    def _ending_on_sigterm(self) -> Iterator[None]:
-        """Close the run when SIGTERM would end the process; the process still dies of it."""
-        if (
-            threading.current_thread() is not threading.main_thread()
-            or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-        ):
-            yield  # a program's own handler raises or exits, and __exit__ sees that
-            return
-
-        def end(number: int, frame: FrameType | None) -> None:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            try:
-                self._end(Status.INTERRUPTED)
-            finally:
-                os.kill(os.getpid(), number)
-
-        def restore() -> None:
-            if signal.getsignal(signal.SIGTERM) is end:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-        signal.signal(signal.SIGTERM, end)
-        try:
-            yield
-        finally:
-            do_in_main_thread(restore)
 
 
 def trace(

@@ -106,17 +106,18 @@ def run(
 
 def _record(program: "Program", out: Path | None, samples_per_second: float, detail: Detail) -> int:
     """Run the program under a trace and return its exit code."""
-    from attnprof.capture.tracer import trace
+    from attnprof.capture.tracer import Tracer
     from attnprof.cli.program import end_program, enter_process, run_program
 
     enter_process(program.arguments, program.search_path)  # the run notes what was run
     here = os.getcwd()  # the program may go elsewhere; the user stays
     process = os.getpid()
     directory = (out if out is not None else make_directory(program.name)).absolute()
+    options: dict[str, Any] = {"samples_per_second": samples_per_second, "detail": detail.value}
     tracer: Tracer | None = None
     ended: BaseException | None = None
     try:
-        with trace(directory, samples_per_second=samples_per_second, detail=detail.value) as tracer:
+        with Tracer(directory, **options, command="'attnprof run'") as tracer:
             try:
                 run_program(program)
             except BaseException as error:

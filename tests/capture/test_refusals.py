@@ -42,6 +42,14 @@ def test_trace_inside_a_trace_is_refused() -> None:
     assert len(outer.run.allocations) == 2
 
 
+def test_trace_inside_a_trace_is_told_where_that_one_records(tmp_path: Path) -> None:
+    with (
+        attnprof.trace(tmp_path / "outer"),
+        pytest.raises(CaptureError, match=f"in this process, into {tmp_path / 'outer'}; traces"),
+    ):
+        begin(None)
+
+
 def test_trace_inside_itself_is_refused() -> None:
     with attnprof.trace() as tracer, pytest.raises(CaptureError, match="already running"):
         tracer.__enter__()

@@ -166,6 +166,17 @@ def test_run_of_a_missing_module_says_so(tmp_path: Path) -> None:
     assert ended.err.startswith("attnprof: cannot run -m no_such_module: no such module;")
 
 
+def test_run_of_a_script_that_traces_itself_says_to_use_python(tmp_path: Path) -> None:
+    (tmp_path / "s.py").write_text("import attnprof\nwith attnprof.trace('inner'): pass\n")
+    ended = call("run", "--out", "out", "s.py", cwd=tmp_path)
+    assert ended.code == 1
+    assert (
+        f"CaptureError: 'attnprof run' records this program already, into {tmp_path / 'out'}; "
+        "traces do not nest: run the program with python, or without a trace of its own\n"
+    ) in ended.err
+    assert not (tmp_path / "inner").exists()
+
+
 def test_run_does_not_touch_a_directory_that_holds_something(tmp_path: Path) -> None:
     (tmp_path / "s.py").write_text("print('ran')\n")
     (tmp_path / "out").mkdir()
