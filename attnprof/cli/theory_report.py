@@ -82,7 +82,7 @@ def describe_shape(arch: Architecture) -> list[str]:
     if arch.latent is not None:
         keys = f"keys from a latent of {arch.latent.kv_rank} + {arch.latent.rope_dim}"
     words = [
-        f"{arch.layers} layers of width {arch.width}",
+        f"{arch.layers} {'layer' if arch.layers == 1 else 'layers'} of width {arch.width}",
         f"{arch.heads} heads of {arch.qk_dim}, {keys}",
         f"FFN {arch.ffn_width}{', gated' if arch.ffn_gated else ''}",
     ]
@@ -93,7 +93,9 @@ def describe_shape(arch: Architecture) -> list[str]:
     words.append(f"vocabulary {arch.vocabulary}")
     if arch.context_len is not None:
         words.append(f"context {format_length(arch.context_len)}")
-    return [*words, f"{arch.parameters / 10**9:.2f} billion parameters"]
+    count = arch.parameters
+    many = f"{count / 10**9:.2f} billion" if count >= 10**7 else f"{count:,}"
+    return [*words, f"{many} parameters"]
 
 
 def _write_verdict(forecast: Forecast) -> str:

@@ -16,6 +16,16 @@ _LAYER_KINDS = ("full_attention", "attention", *_WINDOWED)
 _STATE_SPACE_PREFIXES = ("mamba_", "ssm_", "rwkv_", "lru_", "chunkwise_")
 """Beginnings of keys that only layers with a state have; the last is of xLSTM's kernels."""
 _GATED_ACTIVATIONS = ("silu", "swish", "swiglu", "geglu", "reglu")
+_ENCODER_KEYS = (
+    "type_vocab_size", "type_vocab_sizes", "mask_token_id", "sparse_prediction",
+    "relative_attention", "relative_attention_num_buckets", "projection_dim", "projection_size",
+)  # fmt: skip
+"""Keys of models whose tokens all see each other: pairs of sentences, tokens to be guessed, one
+vector for all of the text. No decoder among transformers' configurations has any."""
+_PAIR_KEYS = ("logit_scale_init_value", "temperature_init_value")
+"""Keys of two encoders that are trained to agree."""
+_SENSOR_KEYS = ("num_channels", "conv_dim", "num_mel_bins")
+"""Keys of models that are given images or sound in place of tokens."""
 _POSITION_KEYS = (
     "rope_theta", "rope_parameters", "rope_scaling", "rotary_dim", "rotary_pct", "rotary_emb_base",
     "partial_rotary_factor", "alibi",
@@ -41,7 +51,8 @@ def read_config(path: str | Path) -> Architecture:
         ) from None
     if not isinstance(config, dict):
         raise ValueError(f"cannot read {file}: expected an object with a model's sizes")
-    name = config.get("_name_or_path") or file.resolve().parent.name
+    own_name = file.resolve().parent.name if file.name == "config.json" else file.stem
+    name = config.get("_name_or_path") or own_name
     return parse_config(config, name=str(name), source=str(file))
 
 
@@ -58,19 +69,26 @@ def parse_config(config: Mapping[str, Any], *, name: str, source: str = "") -> A
     """
     keys = _Keys(config, source or name)
     keys.refuse_what_has_no_form()
+    keys.refuse_encoders()
     width = keys.number("hidden_size", "n_embd", "d_model")
     heads = keys.number("num_attention_heads", "n_head", "n_heads", "num_heads")
     layers = keys.number("num_hidden_layers", "n_layer", "n_layers", "num_layers")
     context = keys.find_size("max_position_embeddings", "n_positions", "n_ctx", "model_max_length")
     gated = keys.is_ffn_gated()
     windowed_layers = keys.count_windowed(layers)
+    latent = keys.find_latent()
+    head_dim = keys.find_size("head_dim")
+    if head_dim is None and latent is None and width % heads:
+        raise keys.error(
+            f"its width {width} is no multiple of its {heads} heads, and it has no head_dim"
+        )
     return Architecture(
         name=name,
         layers=layers,
         width=width,
         heads=heads,
         kv_heads=keys.count_kv_heads(heads),
-        head_dim=keys.find_size("head_dim") or width // heads,
+        head_dim=head_dim or width // heads,
         ffn_width=keys.find_ffn_width(width),
         vocabulary=keys.number("vocab_size"),
         context_len=context,
@@ -80,7 +98,7 @@ def parse_config(config: Mapping[str, Any], *, name: str, source: str = "") -> A
         learned_positions=keys.count_positions(context),
         window=keys.find("sliding_window") if windowed_layers else None,
         windowed_layers=windowed_layers,
-        latent=keys.find_latent(),
+        latent=latent,
         experts=keys.find_experts(layers),
         source=source,
         assumptions=tuple(keys.assumptions),
@@ -97,7 +115,10 @@ class _Keys:
         own = self.get("text_config", {})
         if not isinstance(own, Mapping):
             raise self.error(f"text_config is {own!r}; expected an object with a model's sizes")
+        self._own = own or config  # the keys that the text model has to itself
         self.config = {**config, **own}
+        if own:
+            self.assumptions.append("this is the model of text alone: what text_config describes")
 
     def get(self, key: str, default: object = None) -> Any:
         found = self.config.get(key)
@@ -154,10 +175,25 @@ class _Keys:
         if unknown := sorted(kinds - set(_LAYER_KINDS)):
             raise self.error(f"it has layers of kind {', '.join(unknown)}")
 
+    def refuse_encoders(self) -> None:
+        """Refuse what has no cache: every token is there from the beginning."""
+        if any(name.endswith("ForMaskedLM") for name in self.list_words("architectures")):
+            raise self.error(f"it is an encoder ({', '.join(self.list_words('architectures'))})")
+        if pairs := [key for key in _PAIR_KEYS if self.get(key) is not None]:
+            raise self.error(f"it is a pair of encoders ({pairs[0]})")
+        if sensors := [key for key in _SENSOR_KEYS if self._own.get(key) is not None]:
+            raise self.error(f"it is given images or sound ({sensors[0]})")
+        signs = [key for key in _ENCODER_KEYS if self._own.get(key) is not None]
+        if signs and self.get("is_decoder") is not True:
+            raise self.error(f"it is an encoder ({signs[0]})")
+
     def count_kv_heads(self, heads: int) -> int:
         if self.get("multi_query") and not self.get("new_decoder_architecture"):
             return 1
-        return self.find_size("num_key_value_heads", "num_kv_heads", "n_head_kv") or heads
+        found = self.find_size("num_key_value_heads", "num_kv_heads", "n_head_kv") or heads
+        if heads % found:
+            raise self.error(f"{heads} heads cannot share {found} key and value heads evenly")
+        return found
 
     def find_ffn_width(self, width: int) -> int:
         found = self.find_size("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")

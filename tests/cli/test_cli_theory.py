@@ -105,7 +105,9 @@ def test_theory_reads_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str
     )  # fmt: skip
     code, out, _ = run_theory(capsys, str(tmp_path), "--seq-len", "1K")
     assert code == 0
-    assert "3 layers of width 64 · 4 heads of 16" in out
+    assert out.startswith(f"attnprof theory  {tmp_path.name}\n3 layers of width 64 · 4 heads of 16")
+    # Two embeddings are one; per layer Q, K, V, O and the gated FFN of three times 64 · 256.
+    assert f"{99 * 64 + 3 * (4 * 64**2 + 3 * 64 * 256):,} parameters" in " ".join(out.split())
     assert "assumed       the FFN is 4 times as wide as the model: no key gives a width" in out
 
 
@@ -141,6 +143,16 @@ def test_theory_of_a_model_without_context_asks_for_a_length(
     code, _, err = run_theory(capsys, str(file))
     assert code == 2
     assert err.endswith("does not say its context; give a length with --seq-len\n")
+
+
+def test_theory_calls_a_model_by_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "tiny.json"
+    keys = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}
+    file.write_text(json.dumps(keys))
+    _, out, _ = run_theory(capsys, str(file), "--seq-len", "16")
+    assert out.startswith("attnprof theory  tiny\n1 layer of width 8 · ")
 
 
 def test_theory_needs_neither_torch_nor_polars() -> None:

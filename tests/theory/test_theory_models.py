@@ -233,6 +233,26 @@ def test_every_way_of_saying_which_layers_have_no_experts(keys: dict[str, Any], 
 def test_the_text_model_inside_a_multimodal_one_is_read() -> None:
     parsed = parse_config({"text_config": SMALL, "vision_config": {}}, name="both")
     assert parsed.width == 64
+    assert "this is the model of text alone: what text_config describes" in parsed.assumptions
+
+
+ENCODERS = (
+    "Albert", "Bert", "CLIP", "CLIPText", "DebertaV2", "Electra", "MPNet", "ModernBert", "Roberta",
+    "Siglip", "ViT", "Wav2Vec2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_configs_of_encoders_are_refused(family: str) -> None:
+    import transformers
+
+    config = getattr(transformers, f"{family}Config")()
+    with pytest.raises(ValueError, match="give the config of a decoder-only Transformer"):
+        parse_config(config.to_dict(), name=family)
+
+
+def test_an_encoder_that_is_used_as_a_decoder_is_one() -> None:
+    assert parse(type_vocab_size=2, is_decoder=True).width == 64
 
 
 def test_heads_of_falcon_and_starcoder_share_one_key() -> None:
@@ -256,6 +276,11 @@ def test_heads_of_falcon_and_starcoder_share_one_key() -> None:
         ({"layer_types": 0}, "layer_types is 0; expected a list of words"),
         ({"layer_types": [4, 4]}, r"layer_types is \[4, 4\]; expected a list of words"),
         ({"text_config": -1}, "text_config is -1; expected an object"),
+        ({"num_attention_heads": 7}, "its width 64 is no multiple of its 7 heads, and it has no"),
+        ({"num_key_value_heads": 3}, "8 heads cannot share 3 key and value heads evenly"),
+        ({"architectures": ["SomeForMaskedLM"]}, r"it is an encoder \(SomeForMaskedLM\)"),
+        ({"type_vocab_size": 2, "is_decoder": False}, r"it is an encoder \(type_vocab_size\)"),
+        ({"num_mel_bins": 80}, r"it is given images or sound \(num_mel_bins\)"),
     ],
 )
 def test_what_has_no_closed_form_is_refused(keys: dict[str, Any], problem: str) -> None:
