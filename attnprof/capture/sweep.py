@@ -105,8 +105,8 @@ def sweep(
         ValueError: There are no lengths, one is under 1 or given twice, nothing is to be run, or
             there is a target and no dry run.
         CaptureError: The directory holds something else, or another sweep's runs.
-        DryRunError: The workload cannot be run dry. If it is measured too, that is said in
-            `Growth.lengths` instead.
+        DryRunError: The workload cannot be run dry. If it is measured too, or was run dry at a
+            shorter length, that is said in `Growth.lengths` instead.
         Exception: What else the workload raises, unless it is isolated. Finished lengths are kept.
     """
     lengths = _check_lengths(seq_lens)
@@ -233,14 +233,19 @@ class _Journal:
             other = before.settings.get(source, settings)
             if other != settings:
                 raise CaptureError(
-                    f"{self._path} holds {source} runs with {other}, not with {settings}, and "
-                    "the two cannot be compared; give another directory, or the same settings"
+                    f"{self._path} holds {_NAMES[source]} with {_describe(other, settings)}, not "
+                    f"with {_describe(settings, other)}, and the two cannot be compared; give "
+                    "another directory, or the same settings"
                 )
 
     def has(self, source: str, seq_len: int) -> bool:
         """Return whether a length is finished; one that failed is to be tried again."""
         length = self.lengths.get((source, seq_len))
         return length is not None and length.status in _FINISHED
+
+    def has_any(self, source: str) -> bool:
+        """Return whether some length is finished."""
+        return any(self.has(source, seq_len) for _, seq_len in self.lengths)
 
     def find_full(self, source: str, seq_len: int) -> int | None:
         """Return a shorter length that ran out of memory, if there is one."""
@@ -266,6 +271,18 @@ class _Journal:
         return run_directory(self._path, source, seq_len)
 
 
+_NAMES = {MEASURED: "measured runs", DRY_RUN: "dry runs"}
+
+
+def _describe(settings: dict[str, Any], other: dict[str, Any]) -> str:
+    """Return in words what is not the same in two settings, as the first has it."""
+    return ", ".join(
+        f"{name} {'not given' if settings.get(name) is None else settings.get(name)}"
+        for name in sorted({*settings, *other})
+        if settings.get(name) != other.get(name)
+    )
+
+
 def _run_length(plan: _Plan, journal: _Journal, source: str, seq_len: int) -> Length:
     full = journal.find_full(source, seq_len)
     if full is not None and not plan.isolate:
@@ -280,6 +297,9 @@ def _run_length(plan: _Plan, journal: _Journal, source: str, seq_len: int) -> Le
         status, reason = _RECORD[source](plan, seq_len, unfinished)
     except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        # Measured lengths, and shorter ones run dry, are worth having all the same.
+        if isinstance(error, DryRunError) and (plan.measured or journal.has_any(source)):
+            return Length(seq_len, source, Status.FAILED.value, describe_error(error))
         error.add_note(f"attnprof.sweep() was at n = {seq_len} ({source}); {plan.what_remains}")
         raise
     if status not in _FINISHED or not unfinished.exists():
@@ -303,14 +323,7 @@ def _record_measured(plan: _Plan, seq_len: int, directory: Path) -> tuple[Status
 
 
 def _record_dry(plan: _Plan, seq_len: int, directory: Path) -> tuple[Status, str]:
-    try:
-        dry_run_once(
-            plan.make_step, seq_len, target=plan.target, directory=directory, steps=plan.steps
-        )
-    except DryRunError as error:
-        if plan.measured:  # the measured lengths are worth having all the same
-            return Status.FAILED, describe_error(error)
-        raise
+    dry_run_once(plan.make_step, seq_len, target=plan.target, directory=directory, steps=plan.steps)
     return Status.COMPLETED, ""
 
 

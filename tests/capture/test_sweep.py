@@ -177,7 +177,9 @@ def test_sweep_does_not_mix_workloads(tmp_path: Path) -> None:
         CaptureError, match=r"sweep of /.*/sweep_steps.py:make_step, not of .*make_inference; give"
     ):
         sweep(sweep_steps.make_inference, [16], directory=tmp_path)
-    with pytest.raises(CaptureError, match=r"'steps': None}, not with .*'steps': 3}.*; give"):
+    with pytest.raises(
+        CaptureError, match="holds measured runs with steps not given, not with steps 3, and "
+    ):
         sweep(make_step, [32], steps=3, directory=tmp_path)
 
 
@@ -385,6 +387,13 @@ def test_device_of_a_sweep_may_be_torchs(tmp_path: Path) -> None:
 def test_sweep_of_what_cannot_run_dry_says_why() -> None:
     with pytest.raises(DryRunError, match=r"sweep_steps\.py"):
         sweep(sweep_steps.make_unpredictable, LENGTHS, dry_run=True)
+
+
+def test_sweep_runs_dry_what_a_longer_length_cannot(tmp_path: Path) -> None:
+    growth = sweep(sweep_steps.make_positioned, [16, 32, 64], dry_run=True, directory=tmp_path)
+    assert list_statuses(growth) == {16: "completed", 32: "completed", 64: "failed"}
+    assert "row 63 of a table of 32 rows is looked up" in growth.lengths[-1].reason
+    assert growth.predict(24) > 0  # by the law of the two that ran
 
 
 def test_sweep_measures_what_cannot_run_dry() -> None:

@@ -242,6 +242,25 @@ def test_sweep_says_in_one_line_what_it_cannot_use(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dry_sweep_reports_the_lengths_that_ran(tmp_path: Path) -> None:
+    (tmp_path / "work.py").write_text(
+        "import torch\n"
+        "def make_step(seq_len, device):\n"
+        "    table = torch.nn.Embedding(32, 8, device=device)\n"
+        "    positions = torch.arange(seq_len, device=device)\n"
+        "    return lambda: table(positions).exp()\n"
+    )
+    ended = call(
+        "sweep", "work.py:make_step", "--dry-run", "--seq-lens", "16,32,64", "--out", "grown",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert ended.code == 1, ended.err
+    assert "Law by category" in ended.out
+    assert "lengths  2 run dry" in ended.out
+    assert "failed: LengthError: row 63 of a table of 32 rows is looked up" in ended.out
+    assert ended.err.endswith("the runs are in grown; see them again with: attnprof report grown\n")
+
+
 def test_sweep_refuses_a_step_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "work.py").write_text(WORKLOAD)
     ended = call(
