@@ -19,7 +19,7 @@ def replace_file(path: Path, content: str | bytes, *, keep_out_of: Path | None =
         CommandError: The path is a directory, one of the run's files, or cannot be written.
     """
     data = content.encode() if isinstance(content, str) else content
-    target = path.resolve()
+    target = _follow(path)
     if target.is_dir():
         raise CommandError(f"cannot write {path}: it is a directory; give the name of a file, too")
     is_inside = keep_out_of is not None and target.is_relative_to(keep_out_of.resolve())
@@ -30,6 +30,8 @@ def replace_file(path: Path, content: str | bytes, *, keep_out_of: Path | None =
             target.write_bytes(data)
         else:
             _replace(target, data)
+    except BrokenPipeError:  # its reader has seen enough, which is no fault of the path
+        raise
     except OSError as error:
         raise CommandError(
             f"cannot write {path}: {error.strerror or error}; give a file in a directory that "
@@ -43,7 +45,7 @@ def check_can_write(path: Path) -> None:
     Raises:
         CommandError: The path is a directory, or lies in none that can be written to.
     """
-    target = path.resolve()
+    target = _follow(path)
     why = ""
     if target.is_dir():
         why = "it is a directory"
@@ -56,6 +58,12 @@ def check_can_write(path: Path) -> None:
             f"cannot write {path}: {why}; give a file in a directory that exists and that you may "
             "write to"
         )
+
+
+def _follow(path: Path) -> Path:
+    """Return what a path leads to; an open pipe, such as /dev/stdout, has no other path."""
+    target = path.resolve()
+    return path if path.exists() and not target.exists() else target
 
 
 def _is_page(path: Path) -> bool:

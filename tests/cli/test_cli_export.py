@@ -5,6 +5,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from cli_calls import call
 
 import attnprof
 from attnprof.cli import main
@@ -50,6 +51,13 @@ def test_tables_can_be_read(recorded: Path, tmp_path: Path) -> None:
         out = tmp_path / to
         assert main(["export", str(recorded / "run"), "--to", to, "--out", str(out)]) == 0
         assert read(out)["size_bytes"].sum() == total
+
+
+def test_a_pipe_is_written_to(recorded: Path) -> None:
+    total = attnprof.load(recorded / "run").allocations["size_bytes"].sum()
+    ended = call("export", "run", "--to", "csv", "--out", "/dev/stdout", cwd=recorded)
+    assert ended.code == 0, ended.err
+    assert pl.read_csv(ended.out.encode())["size_bytes"].sum() == total
 
 
 def test_trace_is_json(recorded: Path, tmp_path: Path) -> None:
