@@ -118,8 +118,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if format_message is None:
             raise
         verb = getattr(getattr(error, "ctx", None), "command_path", "attnprof")
-        said = format_message().replace("Value error, ", "")  # how typer's checker begins
+        said = _name_the_value(error, format_message())
         return fail(f"{said} (see '{verb} --help')", UNUSABLE)
+
+
+_PLAINLY = {
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "greater than or equal to": "at least",
+}
+"""What typer's checker expects, in words that are not a programmer's."""
+
+
+def _name_the_value(error: Exception, said: str) -> str:
+    """Return what is said about an option's value with that value in it, and what was expected."""
+    list_problems = getattr(error.__cause__, "errors", None)
+    if list_problems is not None:  # newer typer, whose checker is pydantic's
+        problem = list_problems()[0]
+        expected = problem["msg"].removeprefix("Input should be ").partition(", ")[0]
+        for word, plain in _PLAINLY.items():
+            expected = expected.replace(word, plain)
+        if problem["msg"].startswith("Input should be "):
+            said = said.replace(problem["msg"], f"got {problem['input']!r}, expected {expected}")
+    return said.replace("Value error, ", "")
 
 
 def _open_standard_streams() -> None:

@@ -19,6 +19,7 @@ VARIANTS = {"materialised": "eager", "fused": "sdpa"}
 """Folder of the run -> transformers' name for that implementation of attention."""
 
 _BATCH, _HEADS, _WIDTH = 4, 6, 384
+_SHORTEST = 16
 
 
 def demo(
@@ -32,8 +33,11 @@ def demo(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Training steps.")] = 3,
     seq_len: Annotated[
-        int, typer.Option(min=16, metavar="N", help="Sequence length n, in bytes of text.")
-    ] = 512,
+        str,
+        typer.Option(
+            metavar="N", help="Sequence length n, in bytes of text; 1K is 1024. At least 16."
+        ),
+    ] = "512",
     layers: Annotated[int, typer.Option(min=1, metavar="N", help="Layers of the GPT-2.")] = 6,
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Do not offer to open the dashboard.")
@@ -49,7 +53,8 @@ def demo(
             "the demo trains a GPT-2 of transformers, which is not installed; "
             "pip install 'transformers>=5'"
         )
-    _require_memory(layers=layers, seq_len=seq_len)
+    length = _read_length(seq_len)
+    _require_memory(layers=layers, seq_len=length)
     from attnprof.cli.console import print_report, say
     from attnprof.cli.dashboard import offer_dashboard
     from attnprof.cli.demo_report import render_comparison
@@ -58,7 +63,7 @@ def demo(
 
     folder = _claim(out)
     try:
-        runs, losses = _train_both(folder, steps=steps, seq_len=seq_len, layers=layers)
+        runs, losses = _train_both(folder, steps=steps, seq_len=length, layers=layers)
     except KeyboardInterrupt:
         say(f"interrupted; what was recorded until then is in {folder}")
         raise typer.Exit(130) from None
@@ -71,6 +76,21 @@ def demo(
     print(f"\nThe first report as a page: attnprof report {first} --html {page}")
     offer_dashboard(folder, is_wanted=not no_browser)
     return 0
+
+
+def _read_length(text: str) -> int:
+    """Return the sequence length that ``--seq-len`` names.
+
+    Raises:
+        ValueError: It is no length.
+        CommandError: It is shorter than the text of a step has to be.
+    """
+    from attnprof.units import parse_length
+
+    length = parse_length(text)
+    if length < _SHORTEST:
+        raise CommandError(f"--seq-len is {length}; the demo needs {_SHORTEST} or more")
+    return length
 
 
 def _require_memory(*, layers: int, seq_len: int) -> None:

@@ -6,9 +6,10 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from attnprof.report.advice_text import show_place
 from attnprof.report.compare import compare_peaks
 from attnprof.report.compare_text import render_changes
-from attnprof.report.tables import Column, FittedTable, show_name
+from attnprof.report.tables import Column, FittedTable
 from attnprof.report.text import heading
 from attnprof.report.verdict import format_share, measure_quadratic
 from attnprof.run import Run
@@ -44,7 +45,7 @@ def render_comparison(
             Column("where", is_name=True),
         ],
         [
-            [name, format_bytes(peak.total_bytes), how, show_name(f"{peak.phase}, {peak.layer}")]
+            [name, format_bytes(peak.total_bytes), how, show_place(peak.phase, peak.layer)]
             for name, peak, how in rows
         ],
     )
@@ -63,7 +64,7 @@ def render_comparison(
         heading("Category by category, each run at its own peak"),
         Padding(changes, (0, 0, 0, 2)),
         Text(),
-        heading("The training did not change"),
+        heading(describe_losses(losses)),
         Padding(_render_losses(losses), (0, 0, 0, 2)),
     )
 
@@ -73,12 +74,28 @@ def write_sentence(before: int, after: int) -> str:
     saved = before - after
     change = f"the peak from {format_bytes(before)} to {format_bytes(after)}"
     share = format_share(abs(saved), before)
+    if not saved:
+        return (
+            f"Fused attention saves nothing here: the peak stays at {format_bytes(before)}. "
+            "Scores grow with n², so try a larger --seq-len."
+        )
     if saved > 0:
         return f"Fused attention lowers {change}: it saves {format_bytes(saved)}, {share}."
     return (
         f"Fused attention saves nothing here: it takes {change}, {format_bytes(-saved)} ({share}) "
         "more. Scores grow with n², so try a larger --seq-len."
     )
+
+
+def describe_losses(losses: Mapping[str, Sequence[float]]) -> str:
+    """Return in a few words how far apart the variants' losses are."""
+    steps = list(zip(*losses.values(), strict=True))
+    if all(max(of_step) == min(of_step) for of_step in steps):
+        return "The training did not change"
+    # Fused attention sums in another order; every later step builds on what that has changed.
+    if all(max(of_step) - min(of_step) <= 1e-3 * abs(min(of_step)) for of_step in steps):
+        return "The training changed by rounding only"
+    return "The training changed"
 
 
 def _describe_error(error: int, measured: int) -> str:

@@ -8,7 +8,7 @@ from cli_calls import Ended, call
 
 import attnprof
 from attnprof.cli import main
-from attnprof.cli.demo_report import write_sentence
+from attnprof.cli.demo_report import describe_losses, write_sentence
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_demo_says_it_all(demo: tuple[Path, Ended]) -> None:
     ("before", "after", "said"),
     [
         (4096, 1024, "Fused attention lowers the peak from 4.0 KiB to 1.0 KiB: it saves 3.0 KiB"),
-        (1024, 1024, "Fused attention saves nothing here: "),
+        (1024, 1024, "Fused attention saves nothing here: the peak stays at 1.0 KiB. Scores grow"),
         (1024, 1280, "from 1.0 KiB to 1.2 KiB, 256 B (25 %) more. "),
     ],
 )
@@ -69,11 +69,48 @@ def test_demo_says_so_if_nothing_is_saved(before: int, after: int, said: str) ->
     assert said in write_sentence(before, after)
 
 
+@pytest.mark.parametrize(
+    ("fused", "said"),
+    [
+        ([4.5, 3.25], "The training did not change"),
+        ([4.5, 3.25 + 1.2e-06], "The training changed by rounding only"),
+        ([4.5, 3.5], "The training changed"),
+    ],
+)
+def test_demo_says_how_far_apart_the_losses_are(fused: list[float], said: str) -> None:
+    assert describe_losses({"materialised": [4.5, 3.25], "fused": fused}) == said
+
+
+def test_demo_takes_short_lengths_and_has_no_place_without_a_layer(tmp_path: Path) -> None:
+    ended = call(
+        "demo", "--out", "out", "--steps", "1", "--seq-len", "16", "--layers", "1", cwd=tmp_path
+    )
+    assert ended.code == 0, ended.err
+    peak = attnprof.load(tmp_path / "out" / "fused").peak()
+    assert (peak.phase, peak.layer) == ("optimizer", "")
+    assert " optimizer\n" in ended.out
+    assert "optimizer,\n" not in ended.out
+
+
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        ("8", "--seq-len is 8; the demo needs 16 or more"),
+        ("1Q", "cannot read '1Q' as a sequence length; expected tokens, with K for 1024"),
+    ],
+)
+def test_demo_says_what_is_wrong_with_a_length(
+    length: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--seq-len", length]) == 2
+    assert capsys.readouterr().err.startswith(f"attnprof: {message}")
+
+
 def test_demo_refuses_what_memory_cannot_hold(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["demo", "--seq-len", "10000000"]) == 2
+    assert main(["demo", "--seq-len", "10M"]) == 2
     err = capsys.readouterr().err
     assert "give a smaller --seq-len or fewer --layers" in err
     assert list(tmp_path.iterdir()) == []
