@@ -70,8 +70,10 @@ def report(
         return 0
     if step is not None or device is not None:
         raise CommandError(
-            f"--step and --device are about one run, and this is the growth of many; give one of "
-            f"the directories in {run}"
+            "--step and --device are about one peak, and --growth is about all steps; drop --growth"
+            if grown.path is None
+            else "--step and --device are about one run, and this is the growth of many; give one "
+            f"of the directories in {run}"
         )
     from attnprof.cli.growth_report import GrowthOptions, show_growth
 

@@ -50,7 +50,12 @@ def import_snapshot(path: Path, directory: Path) -> None:
         OSError: The file cannot be read or the disk is full. Nothing of the run is left then.
     """
     with without_garbage_collection():
-        snapshot = read_snapshot(load_plain(path))
+        data = load_plain(path)
+        try:
+            snapshot = read_snapshot(data)
+        except SnapshotError as problem:
+            raise SnapshotError(f"{path}: {problem}") from None
+        del data
     histories = list(_list_histories(snapshot))
     if not any(len(history.action) for history in histories):
         raise SnapshotError(

@@ -314,6 +314,8 @@ def _require(value: Any, kind: type, where: str) -> Any:
 
 def _wrong(where: str, got: Any, expected: str) -> SnapshotError:
     shown = repr(got) if type(got) in (str, int, float, bool, type(None)) else ""
+    if type(got) is dict and expected.startswith("a dict"):  # with other keys, then
+        shown = f"with {', '.join(map(repr, got))}" if got else "without keys"
     shown = f" {shown[:40]}" if shown else ""
     return SnapshotError(
         f"this is not a memory snapshot: {where} holds {type(got).__name__}{shown}, expected "

@@ -118,6 +118,7 @@ def test_hostile_file_ends_in_one_line_and_exit_code_2(tmp_path: Path, name: str
     assert ended.code == 2
     assert not ended.out
     assert ended.err.startswith("attnprof: ")
+    assert name in ended.err
     assert ended.err.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} <= {name, "runs"}
     assert not list(tmp_path.glob("runs/*"))

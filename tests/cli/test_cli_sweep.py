@@ -144,6 +144,17 @@ def test_report_shows_the_growth_of_steps(
     assert "Memory is known at one length only" in capsys.readouterr().out  # all steps are alike
 
 
+@pytest.mark.parametrize("option", [("--step", "1"), ("--device", "cpu")])
+def test_report_of_the_growth_of_steps_has_no_single_peak(
+    option: tuple[str, str], recorded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(recorded / "run"), "--growth", *option]) == 2
+    assert capsys.readouterr().err == (
+        "attnprof: --step and --device are about one peak, and --growth is about all steps; drop "
+        "--growth\n"
+    )
+
+
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
     """A sweep with one length that completes, one without memory and one that fails."""

@@ -231,7 +231,8 @@ def test_replay_conserves_bytes(
 @pytest.mark.parametrize(
     ("snapshot", "match"),
     [
-        ({}, "expected a dict with segments and device_traces"),
+        ({}, "the pickle holds dict without keys, expected a dict with segments and device_t"),
+        ({"a": 1}, "the pickle holds dict with 'a', expected a dict with segments and device_t"),
         (3, "the pickle holds int 3, expected a dict"),
         ("text", "expected a dict"),
         ({"segments": 1, "device_traces": []}, "segments holds int 1, expected a list"),
