@@ -102,9 +102,10 @@ def find_peak(
     eligible = np.ones(len(frame), np.bool_)
     if step is not None:
         eligible &= frame["step"].to_numpy() == step
-        require_known(
-            bool(eligible.any()), "step", step, allocations["step"].unique().sort().to_list()
-        )
+        # A run in which nothing was allocated is one step long, as `Run.steps` has it.
+        steps = allocations["step"].unique().sort().to_list() or [0]
+        is_there = bool(eligible.any()) if len(allocations) else step in steps
+        require_known(is_there, "step", step, steps)
     if phase is not None:
         phases = frame["phase"].cast(pl.String)
         known = sorted(phases.filter(eligible).unique().to_list())

@@ -49,6 +49,7 @@ def describe_summary(summary: Summary) -> dict[str, Any]:
         "layers": run.layers().to_dicts(),
         "kv_cache": describe_cache(summary.cache),
         **describe_allocator(summary.allocator),
-        "steps": summary.steps.to_dicts(),
+        # Reports have no table of steps where nothing was allocated; a program can tell.
+        "steps": (summary.run.steps if summary.steps.is_empty() else summary.steps).to_dicts(),
         "notes": [asdict(note) for note in summary.notes],
     }

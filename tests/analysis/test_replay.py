@@ -103,6 +103,9 @@ def test_a_block_freed_as_an_op_returns_overlaps_its_result() -> None:
 def test_peak_of_nothing_is_zero() -> None:
     peak = find_peak(make_allocations([]))
     assert (peak.total_bytes, peak.by_category()) == (0, {})
+    assert find_peak(make_allocations([]), step=peak.step).total_bytes == 0
+    with pytest.raises(ValueError, match="the run has no step 1; it has: 0"):
+        find_peak(make_allocations([]), step=1)
 
 
 @pytest.mark.parametrize(

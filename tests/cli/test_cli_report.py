@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import attnprof
 from attnprof.cli import main
 
 
@@ -156,3 +157,14 @@ def test_report_of_an_unknown_device_names_those_there_are(
 ) -> None:
     code, _, err = run_main(capsys, "report", recorded / "run", "--device", "cuda:7")
     assert (code, err) == (2, "attnprof: the run has no device 'cuda:7'; it has: cpu\n")
+
+
+def test_report_of_a_run_of_nothing_has_the_step_that_it_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with attnprof.trace(tmp_path / "run"):
+        pass
+    code, out, _ = run_main(capsys, "report", tmp_path / "run", "--step", "0", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert [step["step"] for step in found["steps"]] == [found["peak"]["step"]] == [0]
