@@ -1,5 +1,6 @@
 """`Run`: a recorded run and the questions it answers."""
 
+import os
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -49,6 +50,11 @@ class Run:
     @classmethod
     def load(cls, path: str | Path, *, keep_alive: object = None) -> "Run":
         """Open the run in ``path``; see `attnprof.load`."""
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(
+                f"load() takes the directory of a run, got {type(path).__name__}; give a path, "
+                "such as 'runs/name'"
+            )
         return cls(open_run(path), keep_alive=keep_alive)
 
     def __repr__(self) -> str:
@@ -324,5 +330,6 @@ def load(path: str | Path) -> Run:
 
     Raises:
         RunFormatError: There is no run, it has another schema version, or it is damaged.
+        TypeError: ``path`` is not a path.
     """
     return Run.load(path)

@@ -69,7 +69,8 @@ class Wall:
         )
         fails = "runs out" if self.by == "measured" else "cannot run"
         needs = fails if self.next_bytes is None else f"needs {format_bytes(self.next_bytes)}"
-        how = {"measured": "measured", "fit": "by fit"}.get(self.by, f"{self.dry_runs} dry runs")
+        trials = "1 dry run" if self.dry_runs == 1 else f"{self.dry_runs} dry runs"
+        how = {"measured": "measured", "fit": "by fit"}.get(self.by, trials)
         text = f"{below}, n = {self.next_seq_len:,} {needs} ({self.counts} bytes, {how})"
         return text + (f"; {self.reason}" if self.reason else "")
 

@@ -148,6 +148,12 @@ class Target:
                 f"{self.target} is not a function: got {type(found).__name__}; expected "
                 "make_step(seq_len, device), which returns a function that runs one step"
             )
+        if inspect.iscoroutinefunction(found):
+            raise CommandError(
+                f"{self.target} is an 'async def', which builds nothing when it is called; "
+                "expected a plain make_step(seq_len, device), which returns a function that runs "
+                "one step"
+            )
         _check_signature(self.target, found)
         function: MakeStep = found
         return function

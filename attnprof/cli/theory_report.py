@@ -249,7 +249,7 @@ def _render_flops(forecast: Forecast) -> RenderableType:
 
 def _describe_crossing(forecast: Forecast) -> str:
     ffn, layer, skipping = (
-        "no n" if n is None else f"n = {format_length(n)}"
+        "no n" if n is None else f"n = {n:,}"
         for n in (
             forecast.ffn_crossing_len,
             forecast.layer_crossing_len,

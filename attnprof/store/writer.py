@@ -37,6 +37,10 @@ def claim_directory(path: Path) -> None:
         raise CaptureError(
             f"cannot record into {path}: {error.strerror or error}; give a directory you may write"
         ) from None
+    except ValueError as error:  # a character that no path can have
+        raise CaptureError(
+            f"cannot record into {str(path)!r}: {error}; give a directory by a name without it"
+        ) from None
     if occupied is not None:
         raise CaptureError(
             f"cannot record into {path}: it is not empty (it holds {occupied.name!r}) and nothing "

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnprof.analysis.positions import PositionLimit, find_position_limit, limit_probe
-from attnprof.analysis.wall import Probe, count_needed_bytes, find_wall, read_capacity, search_wall
+from attnprof.analysis.wall import (
+    Probe,
+    Wall,
+    count_needed_bytes,
+    find_wall,
+    read_capacity,
+    search_wall,
+)
 from attnprof.errors import CaptureError, DryRunError, LengthError
 from attnprof.theory.devices import find_device
 
@@ -93,6 +100,12 @@ def test_wall_by_fit_says_so() -> None:
         "n = 15,741 fits into 953.7 MiB with 953.7 MiB, n = 15,742 needs 953.8 MiB "
         "(live bytes, by fit)"
     )
+
+
+@pytest.mark.parametrize(("trials", "said"), [(1, "1 dry run)"), (2, "2 dry runs)")])
+def test_wall_counts_its_dry_runs(trials: int, said: str) -> None:
+    wall = Wall(8, 100, 9, 120, 110, "dry run", "live", dry_runs=trials)
+    assert wall.sentence.endswith(f"needs 120 B (live bytes, {said}")
 
 
 def test_wall_is_zero_if_nothing_fits() -> None:

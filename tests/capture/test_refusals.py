@@ -142,6 +142,10 @@ def make_existing_unwritable(folder: Path) -> Path:
     return Path("/proc/self/task") / str(os.getpid()) / "attr"
 
 
+def make_unspeakable(folder: Path) -> Path:
+    return folder / "a\0b"
+
+
 def make_too_long(folder: Path) -> Path:
     return folder / ("n" * 300)
 
@@ -155,6 +159,7 @@ def make_too_long(folder: Path) -> Path:
         (make_dangling_link, "is a file; give a new directory"),
         (make_unwritable, "give a directory you may write"),
         (make_existing_unwritable, "cannot record into"),
+        (make_unspeakable, "embedded null byte; give a directory by a name without it"),
         (make_too_long, "File name too long; give a directory you may write"),
     ],
 )
@@ -207,6 +212,12 @@ def test_directory_is_found_when_the_program_goes_elsewhere(
 def test_directory_of_another_type_is_refused(directory: Any) -> None:
     with pytest.raises(TypeError, match=r"takes the directory to write to, got \w+.*'with"):
         attnprof.trace(directory)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"run"])
+def test_loading_what_is_no_path_is_refused(path: Any) -> None:
+    with pytest.raises(TypeError, match=r"takes the directory of a run, got \w+; give a path"):
+        attnprof.load(path)
 
 
 @pytest.mark.parametrize("rate", [-1, -0.5, math.nan, math.inf])

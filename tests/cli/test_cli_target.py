@@ -13,6 +13,7 @@ WORK = """\
 def make_step(seq_len, device): return lambda: (seq_len, device)
 def make_other_step(seq_len, device): pass
 def make_nothing(seq_len): pass
+async def make_later(seq_len, device): pass
 LENGTHS = [1, 2, 3]
 class Makers:
     step = staticmethod(make_step)
@@ -106,6 +107,10 @@ def test_a_target_that_was_sent_elsewhere_loads_the_same_script(
         ("sub/work.py:Makers.zzz", "sub/work.py has no 'Makers.zzz'"),
         ("sub/empty.py:make_step", "it defines no function; define make_step(seq_len, device)"),
         ("sub/work.py:LENGTHS", "sub/work.py:LENGTHS is not a function: got list; expected make_s"),
+        (
+            "sub/work.py:make_later",
+            "sub/work.py:make_later is an 'async def', which builds nothing",
+        ),
         ("sub/work.py:make_nothing", "make_nothing(seq_len) cannot be called with a length and a"),
     ],
 )

@@ -145,6 +145,12 @@ def test_theory_of_a_model_without_context_asks_for_a_length(
     assert err.endswith("does not say its context; give a length with --seq-len\n")
 
 
+def test_theory_writes_the_lengths_of_a_sentence_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run_theory(capsys, "gpt2", "--seq-len", "1K")
+    text = " ".join(out.split())
+    assert "overtakes the FFN at n = 3,072 (at n = 6,143 where kernels skip" in text
+
+
 def test_theory_calls_a_model_by_its_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
