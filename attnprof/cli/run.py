@@ -2,9 +2,11 @@
 
 import os
 import shlex
+import signal
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +20,9 @@ from attnprof.vocabulary import Detail
 if TYPE_CHECKING:
     from attnprof.capture.tracer import Tracer
     from attnprof.cli.program import Program
+
+_INTERRUPTED = 130
+"""The exit code of a program ended by Ctrl-C, as shells count it."""
 
 
 class RunCommand(TyperCommand):
@@ -113,6 +118,8 @@ def _record(program: "Program", out: Path | None, samples_per_second: float, det
     here = os.getcwd()  # the program may go elsewhere; the user stays
     process = os.getpid()
     directory = (out if out is not None else make_directory(program.name)).absolute()
+    path = show_path(directory, here)
+    path = path if path[0] != "-" else f"./{path}"  # else it would be taken for an option
     options: dict[str, Any] = {"samples_per_second": samples_per_second, "detail": detail.value}
     tracer: Tracer | None = None
     ended: BaseException | None = None
@@ -133,10 +140,27 @@ def _record(program: "Program", out: Path | None, samples_per_second: float, det
             say(f"the run could not be written to its end: {error}")
         else:
             ended = error
-    code = 0 if ended is None else end_program(ended)
-    if os.getpid() == process:  # a child that the program forked ends here, too
-        summarise_run(tracer, directory, here)
+    code = 0 if ended is None else _INTERRUPTED
+    with suppress(KeyboardInterrupt):  # a second one, while the first one's traceback is shown
+        code = 0 if ended is None else end_program(ended)
+    try:
+        if os.getpid() == process:  # a child that the program forked ends here, too
+            summarise_run(tracer, directory, path)
+    except KeyboardInterrupt:
+        with _ignoring_interrupts():
+            say(f"interrupted; the run is in {path}")
     return code
+
+
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """Let nobody's third Ctrl-C hide what is said after the second."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        if before is not None:  # None: it was not set from Python
+            signal.signal(signal.SIGINT, before)
 
 
 def make_directory(name: str) -> Path:
@@ -167,27 +191,25 @@ def make_directory(name: str) -> Path:
             ) from None
 
 
-def summarise_run(tracer: "Tracer", directory: Path, here: str) -> None:
+def summarise_run(tracer: "Tracer", directory: Path, path: str) -> None:
     """Say on stderr what the peak of a run was, who held it, how it ended and how to see more.
 
-    Never fails: the program has its own exit code, and a run that cannot be summarised is still
-    on disk, unless the program removed it.
+    Fails by Ctrl-C only: the program has its own exit code, and a run that cannot be summarised is
+    still on disk, unless the program removed it.
 
     Args:
         tracer: The trace, ended.
         directory: Where it wrote the run.
-        here: The folder in which the user gave the command.
+        path: The same, as the user can type it.
     """
     from attnprof.store.schema import RUN_FILE
 
     _flush(sys.stdout)
-    path = show_path(directory, here)
-    path = path if path[0] != "-" else f"./{path}"  # else it would be taken for an option
     try:
         with working("attnprof reads the run …"):
             run = tracer.run
             peak, status = run.peak(), run.status
-    except (Exception, KeyboardInterrupt) as error:
+    except Exception as error:
         if not (directory / RUN_FILE).exists():
             say(f"there is no run in {path}: the program, or another, removed what was recorded")
             return

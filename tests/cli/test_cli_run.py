@@ -150,6 +150,27 @@ def test_run_whose_directory_the_script_removes_ends_as_the_script(
     assert "Traceback" not in ended.err
 
 
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("sys.excepthook", "interrupted; recorded in out; see more with: attnprof report out"),
+        ("attnprof.cli.run.summarise_run", "interrupted; the run is in out"),
+    ],
+)
+def test_run_that_is_interrupted_again_says_where_it_is(
+    place: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "s.py").write_text(
+        "import sys, attnprof.cli.run\n"
+        "def interrupt(*_): raise KeyboardInterrupt\n"
+        f"{place} = interrupt\n"
+        "raise KeyboardInterrupt\n"
+    )
+    ended = call("run", "--out", "out", "s.py", cwd=tmp_path)
+    assert ended.code == 130
+    assert ended.err.splitlines()[-1] == f"attnprof: {said}"
+
+
 def test_run_of_a_missing_script_says_so(tmp_path: Path) -> None:
     ended = call("run", "nope.py", cwd=tmp_path)
     assert ended == Ended(
