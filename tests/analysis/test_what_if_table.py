@@ -1,6 +1,7 @@
 """Rewriting and replaying hand-made tables, against counting by hand."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,6 +174,45 @@ def test_ranges_are_listed_as_loops_would(ranges: list[tuple[int, int]]) -> None
     which, items = list_ranges(begin, end)
     expected = [(i, j) for i, (b, e) in enumerate(ranges) for j in range(b, e)]
     assert list(zip(which.tolist(), items.tolist(), strict=True)) == expected
+
+
+def walk_to_end(links: dict[int, int], copy: int) -> int:
+    """Return the end of one chain, the long way; in a ring it is before the first one again."""
+    passed = [copy]
+    while passed[-1] in links and links[passed[-1]] not in passed:
+        passed.append(links[passed[-1]])
+    return passed[-1]
+
+
+@given(st.dictionaries(st.integers(0, 9), st.integers(0, 9)))
+def test_links_end_where_a_walk_of_each_chain_does(links: dict[int, int]) -> None:
+    copies, sources = follow_links(links)
+    walked = {copy: walk_to_end(links, copy) for copy in links}
+    expected = [(copy, end) for copy, end in walked.items() if copy != end]
+    assert list(zip(copies.tolist(), sources.tolist(), strict=True)) == expected
+
+
+class CountedLinks(dict[int, int]):
+    """Links that count how often one of them is followed."""
+
+    followed = 0
+
+    def __getitem__(self, storage: int) -> int:
+        self.followed += 1
+        return super().__getitem__(storage)
+
+    def get(self, storage: int, default: Any = None) -> Any:
+        """Count this way of asking too."""
+        self.followed += storage in self
+        return super().get(storage, default)
+
+
+@pytest.mark.parametrize("is_newest_first", [False, True])
+def test_a_long_chain_is_followed_once(is_newest_first: bool) -> None:
+    copies = range(1, 1001)
+    links = CountedLinks((n, n - 1) for n in (reversed(copies) if is_newest_first else copies))
+    assert follow_links(links)[1].tolist() == [0] * 1000
+    assert links.followed == 1000  # and not half a million times
 
 
 @pytest.mark.parametrize(

@@ -274,14 +274,18 @@ def round_up(size_bytes: Ints, device: str) -> Ints:
 
 def follow_links(links: Mapping[int, int]) -> tuple[Ints, Ints]:
     """Return copies, and what is at the end of each one's chain of links."""
-    ends = {}
+    ends: dict[int, int] = {}
     for copy in links:
-        at, seen = copy, {copy}
-        while (source := links.get(at)) is not None and source not in seen:
-            seen.add(source)
-            at = source
-        ends[copy] = at
-    pairs = np.array([(c, e) for c, e in ends.items() if c != e], np.int64).reshape(-1, 2)
+        at, passed = copy, dict[int, None]()
+        while at in links and at not in ends and at not in passed:
+            passed[at] = None
+            at = links[at]
+        if at in passed:  # a ring: from each of its storages the way ends just before it
+            ring = list(passed)[list(passed).index(at) :]
+            ends |= zip(ring, [ring[-1], *ring[:-1]], strict=True)
+        end = ends.get(at, at)
+        ends |= {storage: end for storage in passed if storage not in ends}
+    pairs = np.array([(c, e) for c in links if (e := ends[c]) != c], np.int64).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
 
 
