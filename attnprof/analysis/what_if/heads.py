@@ -1,5 +1,6 @@
 """Grouped-query attention: fewer heads of K and V."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -84,6 +85,17 @@ class _Scale:
     factor: np.ndarray
     parameters: dict[int, float] = field(default_factory=dict)
     """Storages of the weights and biases of projections, with their factors."""
+    walked: dict[tuple[object, ...], dict[int, int]] = field(default_factory=dict)
+    """Per kind of call, the operand rows that led to K and V, with the first forward of each."""
+
+    def begin_walk(self, scene: Scene, call: AttentionCall) -> Callable[[int], bool]:
+        """Return what says of a row, and notes, whether it is the first forward to lead there.
+
+        A cache that grows leads back to all tokens before, which the calls that made them scaled.
+        """
+        kind = call.layer, call.kind, call.heads, call.kv_heads, call.head_dim
+        walked, forward = self.walked.setdefault(kind, {}), scene.forward_of(call)
+        return lambda row: walked.setdefault(row, forward) == forward
 
 
 def _scale_call(
@@ -93,7 +105,8 @@ def _scale_call(
     facts = scene.facts
     ratio = wanted / call.kv_heads
     own_numel = {call.batch * call.kv_heads * n * call.head_dim for n in (call.q_len, call.k_len)}
-    todo = _find_keys(scene, call)
+    is_new = scale.begin_walk(scene, call)
+    todo = [row for row in _find_keys(scene, call) if is_new(row)]
     seen, ops = set(todo), []
     while todo:
         row = todo.pop()
@@ -114,7 +127,7 @@ def _scale_call(
                 scale.factor[facts.storage[made]] = ratio_of_all
             continue
         ops.append(op)
-        more = [r for r in facts.rows_in(op) if r not in seen]
+        more = [r for r in facts.rows_in(op) if r not in seen and is_new(r)]
         seen.update(more)
         todo += more
     if is_fused:

@@ -115,6 +115,11 @@ class Scene:
         result[-1] = self.facts.count
         return result
 
+    def forward_of(self, call: AttentionCall) -> int:
+        """Return the number of the outermost forward that a call began in, or the last before."""
+        enters = self.attribution.timeline.forward_begin
+        return int(np.searchsorted(enters, call.ops[0], "right")) - 1
+
     def storages_of(self, rows: Iterable[int]) -> set[int]:
         """Return the storages in operand rows."""
         return {int(self.facts.storage[row]) for row in rows}

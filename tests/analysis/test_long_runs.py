@@ -1,0 +1,61 @@
+"""Twice the decoded tokens, or training steps, are twice the work, and not four times."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import attnprof
+from attnprof.attribution.facts import Facts
+from attnprof.run import Run
+from tests.attribution.test_caches_by_hand import Model, concatenate, embed
+
+FEW, MANY = 12, 24
+
+
+def decode(tokens: int) -> Run:
+    """Trace a prompt and ``tokens`` single ones, with a cache that grows."""
+    model = Model(concatenate).eval()
+    past: list[Any] = [None] * len(model.layers)
+    with torch.no_grad(), attnprof.trace(samples_per_second=0) as tracer:
+        x, past = model(embed(), past, 0)
+        for start in range(tokens):
+            x, past = model(x[:, -1:], past, start)
+    return tracer.run
+
+
+def train(steps: int) -> Run:
+    """Trace steps of training that change the parameters in place."""
+    model = nn.TransformerEncoderLayer(16, 2, 16, batch_first=True, dropout=0.0)
+    optimizer = torch.optim.AdamW(model.parameters())
+    with attnprof.trace(samples_per_second=0, detail="full") as tracer:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(torch.randn(2, 5, 16)).sum().backward()
+            optimizer.step()
+            tracer.step()
+    return tracer.run
+
+
+@pytest.mark.parametrize("program", [decode, train])
+def test_grouping_heads_looks_at_each_token_once(
+    program: Callable[[int], Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, rows_in = [0], Facts.rows_in
+
+    def count(facts: Facts, op: int) -> range:
+        looks[0] += 1
+        return rows_in(facts, op)
+
+    counts = []
+    for length in (FEW, MANY):
+        run = program(length)
+        assert run.attribution.calls
+        with monkeypatch.context() as patch:
+            patch.setattr(Facts, "rows_in", count)
+            looks[0] = 0
+            run.what_if(kv_heads=1)
+        counts.append(looks[0])
+    assert counts[1] <= 2.2 * counts[0]
