@@ -24,9 +24,11 @@ def find_copies(attribution: Attribution, caches: Mapping[int, str]) -> dict[int
     attending = {op for call in attribution.calls for op in call.ops}
     layers = sorted({call.layer for call in attribution.calls}, key=len, reverse=True)
     found: dict[int, str] = {}
+    if not caches:
+        return found
+    use = CacheUse(facts, set(range(facts.storage_count)))  # a copy may be copied, on and on
     todo = set(caches)
     while todo:
-        use = CacheUse(facts, todo)
         made: dict[int, str] = {}
         for storage in todo:
             for op in use.readers_of(storage).tolist():

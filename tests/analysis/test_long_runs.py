@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import attnprof
+from attnprof.analysis import cache_copies
+from attnprof.analysis.cache_use import CacheUse
 from attnprof.attribution.facts import Facts
 from attnprof.run import Run
 from tests.attribution.test_caches_by_hand import Model, concatenate, embed
@@ -59,3 +61,41 @@ def test_grouping_heads_looks_at_each_token_once(
             run.what_if(kv_heads=1)
         counts.append(looks[0])
     assert counts[1] <= 2.2 * counts[0]
+
+
+class Averaging(nn.Module):
+    """Attention that also keeps a running mean of its keys: each is made from the one before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(16, 48)
+        self.kept: tuple[Tensor, Tensor] | None = None
+        self.mean: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, *new = self.project(x).chunk(3, -1)
+        key, value = (
+            (torch.cat(pair, 1) for pair in zip(self.kept, new, strict=True)) if self.kept else new
+        )
+        self.kept = key, value
+        mean = key.mean(1)
+        self.mean = mean if self.mean is None else 0.9 * self.mean + 0.1 * mean
+        return x + (query @ key.mT).softmax(-1) @ value
+
+
+def test_copies_of_copies_of_a_cache_are_looked_for_in_one_index(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, indices = Averaging(), []
+    with torch.no_grad(), attnprof.trace(samples_per_second=0) as tracer:
+        x = torch.randn(1, 4, 16)
+        for _ in range(FEW):
+            x = model(x)[:, -1:]
+
+    def index(*arguments: Any) -> CacheUse:
+        indices.append(arguments)
+        return CacheUse(*arguments)
+
+    monkeypatch.setattr(cache_copies, "CacheUse", index)
+    assert (tracer.run.kv_cache()["expanded_bytes"] > 0).any()
+    assert len(indices) == 1
