@@ -53,7 +53,8 @@ class Content:
     reachable_bytes: int
     used_bytes: int
     newest_bytes: int
-    """Of those, what the forward's own tokens are in: other answers' caches may be left."""
+    """Of those, what the forward's own tokens are in: other answers' caches may be left, and older
+    generations of this one."""
     tokens: int | None
     dtype: str
     blocks: dict[str, int | None]
@@ -113,7 +114,7 @@ class CacheLayer:
         own, place = self.blocks, forward.settled_event
         live = np.flatnonzero((own.start < place) & (own.end >= place))
         held, needed = int(own.size_bytes[live].sum()), int(own.needed_bytes[live].sum())
-        reachable, newest, by_dtype = 0, 0, dict[str, int]()
+        reachable, taken, by_dtype = 0, dict[int, int](), dict[str, int]()
         for at in live.tolist():
             storage, size = int(own.storage[at]), int(own.needed_bytes[at])
             view = self._use.find_view(storage, forward.exit_op)
@@ -125,7 +126,7 @@ class CacheLayer:
                 shown = self._use.count_shown(storage, forward.exit_op) * view.item_bytes
             reachable += min(shown, size)
             if self._use.is_used(storage, forward.enter_op, forward.exit_op):
-                newest += min(shown, size)
+                taken[storage] = taken.get(storage, 0) + min(shown, size)
             seen = self._dtype_of(storage, view.dtype)
             by_dtype[seen] = by_dtype.get(seen, 0) + size
         call = self._call_before(forward)
@@ -137,6 +138,8 @@ class CacheLayer:
             tokens = table["tokens"]
             used = tokens * self._rooms.slot_bytes
             blocks = describe_blocks(table, self._rooms.slot_bytes)
+        older = self._use.list_older(taken, forward.enter_op, forward.exit_op)
+        newest = sum(shown for storage, shown in taken.items() if storage not in older)
         newest = 0 if self._in_place else newest
         return Content(held, needed, reachable, used, newest, tokens, dtype, blocks)
 

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from attnprof.attribution.facts import Facts, Ints, Signature
+from attnprof.attribution.products import is_product
 from attnprof.attribution.sharing import CacheWriters
 
 _GATHERING = re.compile(r"^(index|index_select|gather|take|embedding)$")
@@ -73,6 +74,36 @@ class CacheUse:
         """Return whether an op from ``begin`` on and before ``end`` takes or returns a storage."""
         ops = self.facts.row_op[self.rows_of(storage)]
         return bool(np.searchsorted(ops, begin) < np.searchsorted(ops, end))
+
+    def list_older(self, storages: Iterable[int], begin: int, end: int) -> set[int]:
+        """Return those of some storages that a forward made others of them from, to go on with.
+
+        A caller that still has the cache that it handed in holds both. What a product makes of a
+        storage, such as K of a latent, does not take its place.
+
+        Args:
+            storages: The storages.
+            begin: The forward's first op.
+            end: The first op after it.
+        """
+        born = {storage: int(self.facts.born_by[storage]) for storage in storages}
+        before = {storage for storage, op in born.items() if op < begin}
+        if not before:
+            return set()
+        facts, sources = self.facts, set[int]()
+        todo = [op for op in born.values() if begin <= op < end]
+        seen = set(todo)
+        while todo:
+            op = todo.pop()
+            if is_product(facts, op):
+                continue
+            rows = np.array(facts.rows_in(op), np.int64)
+            sources.update(facts.storage[rows].tolist())
+            made = facts.producer_row[rows]
+            makers = set(facts.row_op[made[made >= 0]].tolist())
+            todo += [maker for maker in makers - seen if maker >= begin]
+            seen |= makers
+        return before & sources
 
     def dtypes_of(self, storage: int) -> list[str]:
         """Return the dtypes through which modules see a storage, in order of first use.

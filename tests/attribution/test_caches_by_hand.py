@@ -234,6 +234,37 @@ def test_bytes_per_token_follow_the_dtype_that_is_kept(store: Store, bytes_per_n
     assert set(run.kv_cache()["bytes_per_token"]) == {2 * WIDTH * bytes_per_number}
 
 
+@pytest.mark.parametrize(
+    ("store", "bytes_per_token"),
+    [
+        (concatenate, 2 * WIDTH * FLOAT),
+        (offload, 2 * WIDTH * FLOAT),
+        (store_fp8, 2 * WIDTH),
+        (store_int8, 2 * HEADS * (HEAD_DIM + FLOAT)),
+    ],
+)
+def test_bytes_per_token_are_those_of_the_newer_cache_where_the_older_one_is_held_too(
+    store: Store, bytes_per_token: int
+) -> None:
+    model = Model(store).eval()
+    with attnprof.trace(samples_per_second=0) as tracer, torch.no_grad():
+        _output, past = model(embed(), [None] * LAYERS, 0)
+        for accepted in range(PROMPT, PROMPT + NEW):
+            _output, new = model(embed(3), past, accepted)  # drafted tokens, verified together
+            past = crop(new, accepted + 1)
+            torch.ones(1).add(1)
+    frame = tracer.run.kv_cache()
+    assert frame["held_bytes"][-1] > 1.5 * frame["tokens"][-1] * BATCH * bytes_per_token
+    assert set(frame["bytes_per_token"]) == {bytes_per_token}
+
+
+def crop(kept: Any, tokens: int) -> Any:
+    """Return views of the first tokens of all tensors in a cache."""
+    if isinstance(kept, Tensor):
+        return kept[:, :, :tokens]
+    return [crop(part, tokens) for part in kept]
+
+
 def test_tokens_that_were_attended_to_and_dropped_are_not_counted() -> None:
     run, truth = decode(drop_older)
     assert held_by_forward(run) == [h.held_bytes for h in truth]
