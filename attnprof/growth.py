@@ -70,7 +70,7 @@ class Growth:
             points: The points, where they come from the steps of one run.
             probe: Runs other lengths dry, for the wall.
             path: The directory that holds them all.
-            keep_alive: What must not be collected as long as the runs are in use.
+            keep_alive: What must not be collected as long as the runs are in use; the run of steps.
         """
         self._lengths = tuple(sorted(lengths, key=lambda x: (x.source, x.seq_len)))
         self._given_points = points
@@ -195,7 +195,7 @@ class Growth:
                     self._tables[length.seq_len] = tables
         return points, blocks
 
-    @property
+    @cached_property
     def source(self) -> str:
         """The source that is used unless told: the one with most completed lengths.
 
@@ -220,7 +220,8 @@ class Growth:
         if path is None:
             known = ", ".join(map(str, runs)) or "none"
             raise ValueError(f"there is no {source} run of length {seq_len}; there are: {known}")
-        return Run.load(path, keep_alive=self)
+        own = self._keep_alive if source == STEPS else None
+        return own if isinstance(own, Run) else Run.load(path, keep_alive=self)
 
     def fit(
         self, category: str = TOTAL, layer: str | None = None, *, source: str | None = None

@@ -101,6 +101,11 @@ def test_growth_comes_from_the_steps_of_a_training_loop() -> None:
     assert growth.find_wall("1 GB").by == "fit"
 
 
+def test_growth_from_steps_asks_the_run_that_is_there() -> None:
+    run = record_loop([16, 32])
+    assert Growth.from_run(run).run(32) is run  # another would be attributed anew
+
+
 def test_growth_from_steps_agrees_with_a_sweep() -> None:
     def make(n: int, device: str) -> Callable[[], None]:
         model = Attention()
