@@ -29,6 +29,8 @@ _BREAK_BELOW = 0.003
 """Relative error that two laws in its place have to keep to."""
 _CLOSE = 1e-4
 """Relative error up to which a law is the law, and no other is looked for."""
+_ROUNDING = 1e-12
+"""Squared relative errors per point that are no more than this apart are the same."""
 _TIMES_CLOSER, _TIMES_CLOSER_IF_BAD = 10, 3
 """How much closer to the points another law must be, to be believed in its place."""
 
@@ -172,7 +174,7 @@ def fit_pieces(
     if count < 4 or whole.max_relative_error <= _BREAK_ABOVE:
         return (whole,)
     changes = _find_changes([(programs or {}).get(n) for n in seq_lens])
-    places = changes or range(2, count - 1)
+    places = changes or _list_best_splits(seq_lens, sizes)
     at = min(places, key=lambda place: _find_split_error(seq_lens, sizes, place))
     pieces = tuple(
         piece
@@ -192,6 +194,47 @@ def _find_changes(programs: Sequence[int | None]) -> list[int]:
     seen = Counter(programs)
     ends = range(1, len(programs) - 1)
     return [i for i in ends if programs[i - 1] != programs[i] and seen[programs[i]] > 1]
+
+
+def _list_best_splits(seq_lens: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    """Return the places with two points or more on either side where two laws fit best.
+
+    Those that rounding cannot tell apart: mostly one.
+    """
+    n, y = np.array(seq_lens, np.float64), np.array(sizes, np.float64)
+    before, behind = _list_errors(n, y), _list_errors(n[::-1], y[::-1])[::-1]
+    errors = before[1:-2] + behind[2:-1]
+    return (np.flatnonzero(errors <= errors.min() + _ROUNDING * len(n)) + 2).tolist()
+
+
+def _list_errors(n: Floats, y: Floats) -> Floats:
+    """Return the sums of squared relative errors of laws fitted to the first 1, 2, … points.
+
+    A fit to each beginning would look at all of its points. Orthogonal transformations leave all
+    errors as they are, and keep four rows in place of the points so far; of those without bytes,
+    whose errors are compared with the fewest bytes so far, four more.
+    """
+    from scipy.optimize import nnls
+
+    longest = np.maximum.accumulate(n) / n.max()
+    least = np.minimum.accumulate(np.where(y > 0, y, np.inf))
+    least[np.isinf(least)] = 1
+    points = np.stack([np.ones_like(n), n / n.max(), (n / n.max()) ** 2, y], axis=1)
+    points[y > 0] /= y[y > 0, None]
+    held, empty = np.zeros((4, 4)), np.zeros((4, 4))
+    errors = np.zeros(len(n))
+    for i, point in enumerate(points):
+        if y[i] > 0:
+            _, held = np.linalg.qr(np.vstack([held, point]))
+        else:
+            _, empty = np.linalg.qr(np.vstack([empty, point]))
+        rows = np.vstack([held, empty / least[i]]) if empty.any() else held.copy()
+        rows[:, :3] /= longest[i] ** np.arange(3)
+        solution, _ = nnls(rows[:, :3], rows[:, 3])
+        solution[solution < _DUST * solution.sum()] = 0
+        off = rows[:, :3] @ solution - rows[:, 3]
+        errors[i] = off @ off
+    return errors
 
 
 def _find_split_error(seq_lens: Sequence[int], sizes: Sequence[int], at: int) -> float:

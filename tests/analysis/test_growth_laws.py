@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attnprof.analysis import laws
 from attnprof.analysis.laws import Law, fit_exponent, fit_law, fit_pieces
 
 DOUBLING = [256 * 2**i for i in range(7)]
@@ -213,6 +214,33 @@ def test_pieces_find_two_changes() -> None:
     lengths = [2**i for i in range(6, 18)]
     sizes = [8 * n * n if n < 1024 else 50 * n if n < 16384 else 64 * n * n for n in lengths]
     assert [p.words for p in fit_pieces(lengths, sizes)] == ["quadratic", "linear", "quadratic"]
+
+
+@given(st.lists(st.integers(1, 500), min_size=4, max_size=12, unique=True).map(sorted), st.data())
+def test_pieces_change_where_two_laws_fit_best(lengths: list[int], data: st.DataObject) -> None:
+    before, behind = data.draw(coefficients), data.draw(coefficients)
+    at = data.draw(st.integers(0, len(lengths)))
+    sizes = [evaluate(before if i < at else behind, n) for i, n in enumerate(lengths)]
+    empty = data.draw(st.sets(st.sampled_from(range(len(lengths)))))
+    sizes = [0 if i in empty else size for i, size in enumerate(sizes)]
+    errors = {p: laws._find_split_error(lengths, sizes, p) for p in range(2, len(lengths) - 1)}
+    assert min(errors, key=errors.__getitem__) in laws._list_best_splits(lengths, sizes)
+
+
+def test_pieces_of_many_lengths_are_found_without_a_fit_at_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried, find_split_error = [], laws._find_split_error
+
+    def note(seq_lens: list[int], sizes: list[int], at: int) -> float:
+        tried.append(at)
+        return find_split_error(seq_lens, sizes, at)
+
+    monkeypatch.setattr(laws, "_find_split_error", note)
+    lengths = list(range(16, 416))
+    sizes = [4 * n * n if n < 100 else 4096 * n for n in lengths]
+    assert [piece.first for piece in fit_pieces(lengths, sizes)] == [16, 100]
+    assert tried == [100 - 16]
 
 
 @given(spread_lengths(), coefficients)
