@@ -1,7 +1,7 @@
 """How a run's ops use the storages of its caches: what reads them, what writes into them."""
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -56,10 +56,24 @@ class CacheUse:
         rows = np.flatnonzero(wanted[facts.storage])
         rows = rows[np.argsort(facts.storage[rows], kind="stable")]
         self._rows: Ints = rows
+        self._ops: Ints = facts.row_op[rows]
+        places = np.where(facts.is_input[rows], np.arange(len(rows)), len(rows))
+        self._next_input: Ints = np.minimum.accumulate(np.append(places, len(rows))[::-1])[::-1]
+        """Per place among the rows, the first from there on that is an operand's."""
         self._starts: Ints = np.searchsorted(
             facts.storage[rows], np.arange(facts.storage_count + 1), "left"
         )
         self._writes: dict[int, list[Write]] = {}
+        self._made: dict[int, dict[int, list[int]]] = {}
+        self._left: dict[int, Signature] = {}
+
+    def _place_of(self, storage: int, op: int) -> tuple[int, int]:
+        """Return among the rows the first of a storage that ``op`` or a later one has, and an end.
+
+        A room has rows of every token's ops, so that not all of them are looked at each time.
+        """
+        begin, end = int(self._starts[storage]), int(self._starts[storage + 1])
+        return begin + int(np.searchsorted(self._ops[begin:end], op, "left")), end
 
     def rows_of(self, storage: int) -> Ints:
         """Return the operand rows of a storage, in the order of ops."""
@@ -72,8 +86,7 @@ class CacheUse:
 
     def is_used(self, storage: int, begin: int, end: int) -> bool:
         """Return whether an op from ``begin`` on and before ``end`` takes or returns a storage."""
-        ops = self.facts.row_op[self.rows_of(storage)]
-        return bool(np.searchsorted(ops, begin) < np.searchsorted(ops, end))
+        return self._place_of(storage, begin) < self._place_of(storage, end)
 
     def list_older(self, storages: Iterable[int], begin: int, end: int) -> set[int]:
         """Return those of some storages that a forward made others of them from, to go on with.
@@ -124,15 +137,21 @@ class CacheUse:
         storage and that nothing took counts as the one that was kept for later. An op that makes
         the view it takes once more (torch 2.8 slices a ``:`` too) does not take it.
         """
-        facts, rows = self.facts, self.rows_of(storage)
-        at = int(np.searchsorted(facts.row_op[rows], op, "left"))
-        later = rows[at:][facts.is_input[rows[at:]]]
-        if len(later):
-            return facts.signature_of(int(later[0]))
-        earlier = rows[:at]
+        at, end = self._place_of(storage, op)
+        reading = int(self._next_input[at])
+        if reading < end:
+            return self.facts.signature_of(int(self._rows[reading]))
+        earlier = self._rows[int(self._starts[storage]) : at]
+        if at not in self._left and len(earlier):
+            self._left[at] = self._find_left(earlier)
+        return self._left[at] if len(earlier) else None
+
+    def _find_left(self, earlier: Ints) -> Signature:
+        """Return the view of a storage, by all of its rows, that was made last and not taken."""
+        facts = self.facts
         made = earlier[~facts.is_input[earlier]]
         if not len(made):
-            return facts.signature_of(int(earlier[-1])) if len(earlier) else None
+            return facts.signature_of(int(earlier[-1]))
         taking = self._pair_up(earlier[facts.is_input[earlier]]) - self._pair_up(made)
         taken = {signature for _op, signature in taking}
         for row in made[::-1].tolist():
@@ -150,21 +169,36 @@ class CacheUse:
         view = self.find_view(storage, op)
         if view is None:
             return 0
-        facts, rows = self.facts, self.rows_of(storage)
-        older, later = np.split(rows, [np.searchsorted(facts.row_op[rows], op, "left")])
-        reading = later[facts.is_input[later]]
-        if len(reading):
-            last = bisect_right(self._ends, int(facts.row_op[reading[0]]))
-            end = self._ends[last] if last < len(self._ends) else facts.count
-            later = later[facts.row_op[later] < end]
-        made, taken = self._count_views(older, False), self._count_views(later, True)
+        at, end = self._place_of(storage, op)
+        reading = int(self._next_input[at])
+        if reading >= end:
+            return count_distinct(view)
+        last = bisect_right(self._ends, int(self._ops[reading]))
+        if last < len(self._ends):
+            end, _ = self._place_of(storage, self._ends[last])
+        later = self._rows[at:end]
         anew = self._count_views(later, False)
         shown = sum(
-            min(count, made[number]) * count_distinct(facts.signatures[number])
-            for number, count in taken.items()
+            min(count, self._count_made(storage, number, at))
+            * count_distinct(self.facts.signatures[number])
+            for number, count in self._count_views(later, True).items()
             if number not in anew
         )
         return max(shown, count_distinct(view))
+
+    def _count_made(self, storage: int, number: int, place: int) -> int:
+        """Return how many rows before a place are results that have a signature."""
+        found = self._made.get(storage)
+        if found is None:
+            self._made[storage] = found = {}
+            begin, end = int(self._starts[storage]), int(self._starts[storage + 1])
+            rows = self._rows[begin:end]
+            outputs = np.flatnonzero(~self.facts.is_input[rows])
+            for at, made in zip(
+                outputs.tolist(), self.facts.signature[rows[outputs]].tolist(), strict=True
+            ):
+                found.setdefault(made, []).append(begin + at)
+        return bisect_left(found.get(number, []), place)
 
     def _count_views(self, rows: Ints, is_input: bool) -> Counter[int]:
         """Return how often each signature is among the operands, or the results, in some rows."""
@@ -203,7 +237,7 @@ class CacheUse:
         sources = [source for source in sources if source.dtype not in _NUMBERS]
         largest = max(sources, key=lambda source: source.numel, default=None)
         written = min(largest.numel if largest else 0, count_distinct(region))
-        whole = facts.signature_of(int(self.rows_of(int(facts.storage[row]))[0]))
+        whole = facts.signature_of(int(self._rows[self._starts[facts.storage[row]]]))
         slots = _count_slots(whole, region, *sources) if written else 0
         return Write(op, written * region.item_bytes, slots)
 

@@ -10,20 +10,28 @@ from torch import Tensor, nn
 import attnprof
 from attnprof.analysis import cache_copies
 from attnprof.analysis.cache_use import CacheUse
-from attnprof.attribution.facts import Facts
+from attnprof.attribution.facts import Facts, Ints
 from attnprof.run import Run
-from tests.attribution.test_caches_by_hand import Model, concatenate, embed
+from tests.attribution.cache_programs import PROMPT
+from tests.attribution.test_caches_by_hand import (
+    Model,
+    Store,
+    concatenate,
+    embed,
+    make_room,
+    write_slice,
+)
 
 FEW, MANY = 12, 24
 
 
-def decode(tokens: int) -> Run:
-    """Trace a prompt and ``tokens`` single ones, with a cache that grows."""
-    model = Model(concatenate).eval()
-    past: list[Any] = [None] * len(model.layers)
+def decode(tokens: int, store: Store = concatenate, past: list[Any] | None = None) -> Run:
+    """Trace a prompt and ``tokens`` single ones, with a cache that grows or the room ``past``."""
+    model = Model(store).eval()
+    past = past or [None] * len(model.layers)
     with torch.no_grad(), attnprof.trace(samples_per_second=0) as tracer:
         x, past = model(embed(), past, 0)
-        for start in range(tokens):
+        for start in range(PROMPT, PROMPT + tokens):
             x, past = model(x[:, -1:], past, start)
     return tracer.run
 
@@ -99,3 +107,21 @@ def test_copies_of_copies_of_a_cache_are_looked_for_in_one_index(
     monkeypatch.setattr(cache_copies, "CacheUse", index)
     assert (tracer.run.kv_cache()["expanded_bytes"] > 0).any()
     assert len(indices) == 1
+
+
+def test_a_room_is_not_looked_through_for_every_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    handed_out, rows_of = [0], CacheUse.rows_of
+
+    def count(use: CacheUse, storage: int) -> Ints:
+        rows = rows_of(use, storage)
+        handed_out[0] += len(rows)
+        return rows
+
+    monkeypatch.setattr(CacheUse, "rows_of", count)
+    counts = []
+    for tokens in (FEW // 2, FEW):
+        run = decode(tokens, write_slice, make_room())
+        handed_out[0] = 0
+        assert run.kv_cache()["tokens"].max() == PROMPT + tokens
+        counts.append(handed_out[0])
+    assert counts[1] <= 2.2 * counts[0]
