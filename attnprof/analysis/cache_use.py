@@ -200,6 +200,11 @@ class CacheUse:
                 found.setdefault(made, []).append(begin + at)
         return bisect_left(found.get(number, []), place)
 
+    def count_bytes(self, number: int) -> int:
+        """Return how many bytes of memory a view shows, by the number of its signature."""
+        signature = self.facts.signatures[number]
+        return count_distinct(signature) * signature.item_bytes
+
     def _count_views(self, rows: Ints, is_input: bool) -> Counter[int]:
         """Return how often each signature is among the operands, or the results, in some rows."""
         facts = self.facts

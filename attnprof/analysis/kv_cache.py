@@ -148,7 +148,7 @@ def _find_copies(attribution: Attribution, layers: Iterable[CacheLayer]) -> dict
         of_copies = np.isin(attribution.blocks.storage, list(copies))
         for position in np.flatnonzero(of_copies).tolist():
             layer = copies[int(attribution.blocks.storage[position])]
-            found.setdefault(layer, []).append((position, 0, 1))
+            found.setdefault(layer, []).append((position, 0, 1, 1))
     return {path: take_blocks(attribution, own) for path, own in found.items()}
 
 

@@ -1,5 +1,8 @@
 """One tensor for the caches, or the states, of all of a model's layers."""
 
+import math
+from itertools import accumulate
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +13,8 @@ from attnprof.run import Run
 BATCH, HEADS, HEAD_DIM, LAYERS, ROOM = 2, 3, 8, 3, 32
 WIDTH = HEADS * HEAD_DIM
 PROMPT = 9
+PYRAMID = 4, 2, 2, 1
+"""Heads of layers that have not all as many."""
 
 
 class Layer(nn.Module):
@@ -150,6 +155,55 @@ def test_a_tensor_that_all_layers_write_into_is_none_of_theirs_alone(kind: Kind)
     assert set(cache["kind"]) == {"preallocated"}
     assert set(cache["held_bytes"]) == {whole // LAYERS}
     assert cache["tokens"].to_list() == [PROMPT + i for i in range(3) for _ in range(LAYERS)]
+
+
+class Grouped(nn.Module):
+    """Attention with heads of its own number, in its stretch of a flat tensor."""
+
+    def __init__(self, heads: int, first: int) -> None:
+        super().__init__()
+        self.heads, self.first = heads, first
+        self.project = nn.Linear(WIDTH, 3 * heads * HEAD_DIM)
+        self.out = nn.Linear(heads * HEAD_DIM, WIDTH)
+
+    def forward(self, x: Tensor, pool: Tensor, start: int) -> Tensor:
+        end = start + x.shape[1]
+        shape = 2, BATCH, self.heads, ROOM, HEAD_DIM
+        query, *new = self.project(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        room = pool[self.first :][: math.prod(shape)].view(shape)
+        for part, value in zip(room, new, strict=True):
+            part[:, :, start:end] = value
+        keys, values = room[:, :, :, :end]
+        mixed: Tensor = ((query @ keys.mT).softmax(-1) @ values).transpose(1, 2).flatten(2)
+        return x + self.out(mixed)
+
+
+class Pyramid(nn.Module):
+    """Layers with ever fewer heads, whose rooms lie behind each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = [2 * BATCH * heads * ROOM * HEAD_DIM for heads in PYRAMID]
+        self.layers = nn.ModuleList(map(Grouped, PYRAMID, accumulate(sizes, initial=0)))
+
+    def forward(self, x: Tensor, pool: Tensor, start: int) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, pool, start)
+        return x
+
+
+def test_rooms_of_several_sizes_in_one_tensor_are_told_apart() -> None:
+    model = Pyramid()
+    with torch.no_grad(), attnprof.trace(samples_per_second=0) as tracer:
+        pool = torch.zeros(2 * BATCH * sum(PYRAMID) * ROOM * HEAD_DIM)
+        for start in (0, PROMPT, PROMPT + 1):
+            model(torch.randn(BATCH, 1 if start else PROMPT, WIDTH), pool, start)
+    rooms = [4 * 2 * BATCH * heads * ROOM * HEAD_DIM for heads in PYRAMID]
+    assert tracer.run.layers()["kv_cache_bytes"].to_list() == rooms
+    cache = tracer.run.kv_cache()
+    assert cache["held_bytes"].to_list() == rooms * 3
+    assert cache["tokens"].to_list() == [PROMPT + i for i in range(3) for _ in PYRAMID]
+    assert cache["bytes_per_token"].to_list() == [4 * 2 * h * HEAD_DIM for h in PYRAMID] * 3
 
 
 @pytest.mark.parametrize("kind", [Recurrent, Clamped])
