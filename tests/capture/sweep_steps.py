@@ -103,7 +103,7 @@ def make_recurrent(n: int, device: str) -> Callable[[], None]:
     return step
 
 
-def make_positioned(n: int, device: str) -> Callable[[], None]:
+def make_looked_up(n: int, device: str) -> Callable[[], None]:
     """Look positions up in a table of 64 rows."""
     positions = nn.Embedding(64, WIDTH).to(device)
     return lambda: positions(torch.arange(n, device=device)).sum().backward()

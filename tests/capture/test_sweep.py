@@ -424,7 +424,7 @@ def test_wall_keeps_to_lengths_that_the_workload_takes() -> None:
 @pytest.mark.parametrize("measured", [False, True])
 def test_wall_ends_with_the_table_of_positions_whatever_else_was_run(measured: bool) -> None:
     lengths = [16, 32, 48]
-    growth = sweep(sweep_steps.make_positioned, lengths, dry_run=True, measured=measured)
+    growth = sweep(sweep_steps.make_looked_up, lengths, dry_run=True, measured=measured)
     runs = [growth.run(x.seq_len, source=x.source) for x in growth.lengths]
     assert growth.max_seq_len("1 GB") == 64
     assert Growth.from_runs(runs).max_seq_len("1 GB") == 64
