@@ -33,6 +33,10 @@ BLOCKS_PAGE = "blocks-page"
 BLOCKS_FILTER = "blocks-filter"
 
 
+CLICKED = "at"
+"""Not an id: in the list of instants, the value of the one that was clicked."""
+
+
 def choose(field: str) -> dict[str, str]:
     """Return the id of a control whose value is a field of the view."""
     return {"type": "choose", "field": field}

@@ -1,5 +1,6 @@
 """What is clicked and typed beyond the timeline's own keys, and what a phone shows."""
 
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -47,6 +48,27 @@ def test_what_is_typed_replaces_the_chosen_run(screen: Screen) -> None:
     screen.page.keyboard.type("fused")
     screen.page.get_by_role("option", name="train/fused").click(timeout=READY_MS)
     screen.page.wait_for_url("**/?run=train%2Ffused*", timeout=READY_MS)
+
+
+def wait_for_text(screen: Screen, text: str) -> None:
+    screen.page.get_by_text(text).first.wait_for(timeout=READY_MS)
+
+
+def test_step_and_click_take_each_others_place(screen: Screen) -> None:
+    clicked = re.compile(r"\d\.\d{6} s: ")
+    screen.open("layers?run=train/eager&at=50")
+    instant = screen.page.get_by_role("textbox", name="instant")
+    sync_api.expect(instant).to_have_value(clicked, timeout=READY_MS)
+    instant.click()
+    screen.page.get_by_role("option", name="peak of step 1").click()
+    assert screen.wait_for_query("step", absent=("at",))["step"] == "1"
+    sync_api.expect(instant).to_have_value(re.compile("peak of step 1: "), timeout=READY_MS)
+    wait_for_text(screen, f"{instant.input_value().partition(': ')[2]} were live at")
+    screen.click_plot(0.5, "at", card="section:has-text('The instant')")
+    screen.wait_for_query("at", absent=("step",))
+    sync_api.expect(instant).to_have_value(clicked, timeout=READY_MS)
+    screen.page.locator(".control", has=instant).locator("button").click()
+    screen.wait_for_query(absent=("at", "step"))
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import attnprof
 from attnprof.growth import Growth
 from attnprof.units import format_bytes
 from attnprof.vocabulary import Phase
+from attnprof_dashboard import ids
 from attnprof_dashboard.app import create_app
 from attnprof_dashboard.data.catalog import Catalog
 from attnprof_dashboard.data.derive import FACTS_FILE, HELD
@@ -164,6 +165,39 @@ def test_heatmap_is_the_api_by_layer(client: FlaskClient, runs: Path) -> None:
     rows = read_csv(client, "layers/heatmap.csv?run=train/eager")
     expected = attnprof.load(runs / "train" / "eager").peak().by_layer()
     assert sorted(int(r["size_bytes"]) for r in rows) == sorted(expected["size_bytes"].to_list())
+
+
+def find_list(client: FlaskClient, page: Page, field: str, **query: Any) -> dict[str, Any]:
+    """Return the list of a page from which a field of the view is chosen."""
+    found: list[dict[str, Any]] = []
+
+    def look(part: Any) -> None:
+        if isinstance(part, dict):
+            if part.get("id") == ids.choose(field):
+                found.append(part)
+            part = list(part.values())
+        if isinstance(part, list):
+            for each in part:
+                look(each)
+
+    look(json.loads(show(client, page, **query)))
+    (one,) = found
+    return one
+
+
+def test_instant_that_is_shown_is_named_in_its_list(client: FlaskClient) -> None:
+    def name(**query: str) -> str:
+        found = find_list(client, find_page("layers"), "step", run="train/eager", **query)
+        labels = {item["value"]: item["label"] for item in found["data"]}
+        return str(labels.get(found["value"], ""))
+
+    assert name() == ""
+    assert name(step="1").startswith("peak of step 1")
+    for query in ({"at": "50"}, {"at": "50", "step": "1"}):
+        clicked = name(**query)
+        seconds, _, size = clicked.partition(" s: ")
+        page = show(client, find_page("layers"), run="train/eager", **query)
+        assert f"{size} were live at {seconds} s" in page
 
 
 def test_cache_is_that_of_the_api(client: FlaskClient, runs: Path) -> None:

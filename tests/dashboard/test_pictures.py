@@ -53,6 +53,12 @@ def test_text_of_the_peak_stays_inside(at: float, anchor: str) -> None:
     assert figure.layout.yaxis.range[1] >= 1.09 * 3
 
 
+def test_timeline_takes_clicks_far_from_any_event() -> None:
+    total = np.array([1, 2])
+    window = Window(np.arange(2), np.array([0, SECOND]), total, {"softmax": total})
+    assert draw_timeline(window, Marks(0), scheme="light").layout.hoverdistance == -1
+
+
 def test_pointer_on_a_timeline_shows_each_size_in_its_own_unit() -> None:
     small, large = np.array([4, 0]), np.array([3 * 2**30, 2**20])
     by_category = {"inputs": small, "softmax": large}

@@ -203,14 +203,18 @@
       const input = window.dash_clientside.callback_context.triggered[0];
       if (!by || !data) return NONE();
       const value = isSet(input.value) ? input.value : "";
-      if (String(data[by.field] ?? "") === String(value)) return NONE();
-      return { ...data, [by.field]: value };
+      // A step and an instant that was clicked ("at" in the list) take each other's place.
+      const isInstant = by.field === "step";
+      const shown = isInstant && isSet(data.at) ? "at" : data[by.field] ?? "";
+      if (String(shown) === String(value)) return NONE();
+      return { ...data, [by.field]: value, ...(isInstant ? { at: null } : {}) };
     },
 
     pick(clicks, data) {
       const clicked = window.dash_clientside.callback_context.triggered[0]?.value;
       const point = clicked?.points.find((p) => isSet(p.customdata));
-      return point && data ? { ...data, at: Math.max(0, Number(point.customdata)) } : NONE();
+      if (!point || !data) return NONE();
+      return { ...data, at: Math.max(0, Number(point.customdata)), step: null };
     },
 
     /* Of a heatmap Dash passes on where it was clicked, and not what its cell leads to. */

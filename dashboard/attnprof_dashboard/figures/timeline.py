@@ -105,6 +105,7 @@ def draw_timeline(
     figure.update_xaxes(range=[begin, end], ticksuffix=" s", showgrid=False, hoverformat=".6f")
     figure.update_layout(
         hovermode="x unified",
+        hoverdistance=-1,  # or a click where for long nothing happened would do nothing
         dragmode="zoom",
         margin={"l": 8, "r": 16, "t": 44, "b": 8},
         uirevision="timeline",

@@ -96,9 +96,15 @@ def charts(subject: Subject) -> list[Chart]:
 def find_event(subject: Subject) -> int:
     """Return the event that the view asks for: one of its own, a step's peak, or the peak."""
     view, device = subject.view, subject.device
-    if view.at is not None and 0 <= view.at < len(device.index):
+    if view.at is not None and _is_instant_chosen(subject):
         return view.at
     return device.peak_of_step.get(-1 if view.step is None else view.step, device.peak_event)
+
+
+def _is_instant_chosen(subject: Subject) -> bool:
+    """Return whether the view names an event of the run, which goes before a step."""
+    at = subject.view.at
+    return at is not None and 0 <= at < len(subject.device.index)
 
 
 def find_held(subject: Subject, event: int) -> dict[tuple[str, str], int]:
@@ -115,7 +121,18 @@ def _choose_step(subject: Subject) -> Component:
         {"value": str(number), "label": f"peak of step {number}: {format_bytes(size)}"}
         for number, size in zip(peaks, sizes, strict=True)
     ]
-    return choose("step", items, subject.view.step, "the peak of the run", "instant")
+    value: object = subject.view.step
+    if _is_instant_chosen(subject):
+        # It stands in the list as long as it is shown, so that the list can say and clear it.
+        value = ids.CLICKED
+        items.insert(0, {"value": value, "label": _describe_instant(subject)})
+    return choose("step", items, value, "the peak of the run", "instant")
+
+
+def _describe_instant(subject: Subject) -> str:
+    index, event = subject.device.index, find_event(subject)
+    seconds = (int(index.time_ns[event]) - subject.begin_ns) / 1e9
+    return f"{seconds:.6f} s: {format_bytes(int(index.total_bytes[event]))}"
 
 
 def _choose_layer(subject: Subject) -> Component:
