@@ -200,6 +200,21 @@ def test_instant_that_is_shown_is_named_in_its_list(client: FlaskClient) -> None
         assert f"{size} were live at {seconds} s" in page
 
 
+def test_growth_of_a_run_in_no_sweep_is_no_strangers(client: FlaskClient) -> None:
+    growth = find_page("growth")
+    page = show(client, growth, run="job/rank-0")
+    assert "it belongs to no sweep" in page
+    assert "grows with" not in page
+    sweeps = find_list(client, growth, "sweep", run="job/rank-0")
+    assert [item["value"] for item in sweeps["data"]] == [".", "sweep"]
+    assert "grows with" in show(client, growth, run="job/rank-0", sweep="sweep")
+    inside = "sweep/measured-000000064"
+    assert find_list(client, growth, "sweep", run=inside)["value"] == "sweep"
+    alone = show(client, growth, run=inside, sweep=sweeps["data"][0]["value"])
+    assert "The steps of this run have one length." in alone
+    assert "grows with" not in alone
+
+
 def test_cache_is_that_of_the_api(client: FlaskClient, runs: Path) -> None:
     rows = read_csv(client, "kv-cache/forwards.csv?run=decode")
     frame = attnprof.load(runs / "decode").kv_cache()

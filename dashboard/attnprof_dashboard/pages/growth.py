@@ -37,6 +37,8 @@ from attnprof_dashboard.pages.page import Page, Subject
 from attnprof_dashboard.table import Column, Table, Unit
 
 _DEFAULT_CAPACITY = "H100"
+_OWN_STEPS = "."
+"""In place of a sweep: the steps of the run. No key of the catalogue reads so."""
 _SLIDERS = (
     ("batch_doublings", "batch", BATCH_DOUBLINGS),
     ("head_doublings", "heads, at the same width", HEAD_DOUBLINGS),
@@ -81,22 +83,19 @@ def charts(subject: Subject) -> list[Chart]:
 
 
 def find_growth(subject: Subject) -> tuple[GrowthDigest | None, str, str]:
-    """Return the growth to show, the key of its sweep if it is one, and why there is none.
+    """Return the growth to show, what of the list of sweeps it is, and why there is none.
 
-    That is the sweep that was chosen, else the one that the run belongs to, else the run's own
-    steps, else the newest sweep there is.
+    That is what was chosen, else the sweep that the run belongs to, else the run's own steps.
+    Another workload's sweep says nothing of the run, so none is shown unasked.
     """
-    known = state.current()
-    own = subject.digest.facts["growth"]
-    wanted = subject.view.sweep or subject.entry.sweep
-    if not wanted and own is not None:
-        return GrowthDigest(own["growth"]), "", ""
-    if not wanted:
-        sweeps = [e.key for e in known.catalog.entries() if e.kind is Kind.SWEEP]
-        if not sweeps:
-            return None, "", "The steps of this run have one length, and there is no sweep here."
-        wanted = sweeps[0]
-    opened = known.store.open(wanted, is_fresh=True)
+    wanted = subject.view.sweep or subject.entry.sweep or _OWN_STEPS
+    if wanted == _OWN_STEPS:
+        own = subject.digest.facts["growth"]
+        if own is not None:
+            return GrowthDigest(own["growth"]), wanted, ""
+        alone = "" if subject.entry.sweep else ", and it belongs to no sweep"
+        return None, wanted, f"The steps of this run have one length{alone}."
+    opened = state.current().store.open(wanted, is_fresh=True)
     if opened.growth is None:
         if opened.is_pending:
             return None, wanted, "It is still being read; reload the page."
@@ -106,8 +105,9 @@ def find_growth(subject: Subject) -> tuple[GrowthDigest | None, str, str]:
 
 def _choose_sweep(name: str) -> Component:
     keys = [e.key for e in state.current().catalog.entries() if e.kind is Kind.SWEEP]
-    items = [{"value": key, "label": key} for key in keys]
-    return choose("sweep", items, name, "the steps of this run", "sweep")
+    items = [{"value": _OWN_STEPS, "label": "the steps of this run"}]
+    items += [{"value": key, "label": key} for key in keys]
+    return choose("sweep", items, name, "sweep", "growth of", is_clearable=False)
 
 
 def _choose_capacity(subject: Subject) -> Component:
