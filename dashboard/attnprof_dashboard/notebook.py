@@ -17,15 +17,18 @@ _FRAMES = ("http://localhost:*", "http://127.0.0.1:*", "https://localhost:*")
 class LiveView:
     """A dashboard that a notebook shows where this object is a cell's result."""
 
-    def __init__(self, serving: Serving, address: str, *, height: int) -> None:
+    def __init__(self, serving: Serving, address: str, run: "Run", *, height: int) -> None:
         """Wrap a server that is running.
 
         Args:
             serving: The server.
             address: What to show first.
+            run: The run that is shown.
             height: Of the frame, in pixels.
         """
         self._serving = serving
+        self._run = run
+        """Kept alive: the directory of a run without a path goes with the run."""
         self.address = address
         """What to open in a browser; it has the token in it."""
         self._height = height
@@ -67,4 +70,4 @@ def jupyter(run: "Run", *, height: int = 900, port: int = 0) -> LiveView:
     threading.Thread(target=serving.run, name="attnprof-dashboard", daemon=True).start()
     query = View(run=run.path.resolve().name).query()
     address = serving.address.replace("127.0.0.1", "localhost") + "&" + query[1:]
-    return LiveView(serving, address, height=height)
+    return LiveView(serving, address, run, height=height)

@@ -1,8 +1,10 @@
 """Views, tables, scales, and what is kept of a run."""
 
+import gc
 import os
 import socket
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -13,6 +15,9 @@ from hypothesis import strategies as st
 
 import attnprof
 from attnprof.errors import CommandError
+from attnprof.report.compare import list_changes
+from attnprof_dashboard.comparison import Comparison
+from attnprof_dashboard.components.controls import list_runs
 from attnprof_dashboard.data.catalog import Catalog
 from attnprof_dashboard.data.growth_digest import GrowthDigest, Scale, interpolate
 from attnprof_dashboard.data.outlook import describe_outlook
@@ -20,6 +25,8 @@ from attnprof_dashboard.data.segment_map import describe_allocator
 from attnprof_dashboard.data.store import DigestStore
 from attnprof_dashboard.figures.bars import draw_bars, draw_lines, draw_waterfall
 from attnprof_dashboard.figures.layers import draw_heatmap, draw_own_peaks
+from attnprof_dashboard.pages.compare import name_both, write_verdict
+from attnprof_dashboard.pages.page import Subject
 from attnprof_dashboard.serve import bind
 from attnprof_dashboard.table import Column, Link, Table, Unit, write_csv
 from attnprof_dashboard.view import View
@@ -201,6 +208,68 @@ def test_printed_address_has_the_token_whatever_is_in_it(runs: Path, tmp_path: P
 def test_server_needs_a_directory(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="no directory"):
         bind(tmp_path / "none")
+
+
+def write_difference(**change: int) -> str:
+    """Return what is said of two runs that differ by these bytes of each category."""
+    first = dict.fromkeys(change, 1000)
+    second = {name: 1000 + size for name, size in change.items()}
+    comparison = Comparison(
+        sum(first.values()), sum(second.values()), tuple(list_changes(first, second)), (), (), ()
+    )
+    return write_verdict("one", "two", comparison)
+
+
+def test_verdict_names_what_moved_the_peak_its_way() -> None:
+    assert write_difference(softmax=30, inputs=-9).endswith(
+        "is 21 B (1.1 %) higher than that of one: softmax, +30 B, against inputs, -9 B."
+    )
+    assert write_difference(softmax=-30, inputs=40).endswith(
+        "higher than that of one: inputs, +40 B, against softmax, -30 B."
+    )
+    assert write_difference(softmax=-30, inputs=-9).endswith(
+        "lower than that of one; the largest part of it is softmax, -30 B."
+    )
+    assert write_difference(softmax=30, inputs=-30).endswith("to the byte.")
+
+
+def test_comparison_of_two_devices_names_them(runs: Path, cache: Path) -> None:
+    digest = DigestStore(Catalog(runs), cache).open("decode").digest
+    entry = Catalog(runs).find("decode")
+    assert digest is not None
+    assert entry is not None
+    device, other = digest.device(), copy(digest.device())
+    subject = Subject(entry, View(), "light", digest, device)
+    assert name_both(subject, "other", other) == ("decode", "other")
+    other.name = "cuda:0"
+    assert name_both(subject, "other", other) == ("decode on cpu", "other on cuda:0")
+
+
+def test_runs_of_sweeps_have_their_whole_names(runs: Path) -> None:
+    groups = list_runs(Catalog(runs).entries())
+    items = [item for group in groups for item in group["items"]]
+    assert {"value": "sweep/measured-000000064", "label": "sweep/measured-000000064"} in items
+
+
+def test_notebook_keeps_a_run_that_nobody_else_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    import attnprof_dashboard
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with attnprof.trace() as tracer:
+        torch.ones(8)
+    path = tracer.run.path
+    view = attnprof_dashboard.jupyter(tracer.run)
+    del tracer
+    gc.collect()
+    assert path.exists()
+    view.close()
+    del view
+    gc.collect()
+    assert not path.exists()
 
 
 def test_notebook_shows_a_frame_with_the_run(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

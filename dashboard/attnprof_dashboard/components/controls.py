@@ -48,13 +48,15 @@ def choose(
 
 
 def list_runs(entries: Iterable[Entry]) -> list[dict[str, Any]]:
-    """Return the choices of runs: sweeps' runs in groups of their own, all with their status."""
+    """Return the choices of runs: sweeps' runs in groups of their own, all with their status.
+
+    They have their whole keys: the one that is chosen stands there without its group.
+    """
     groups: dict[str, list[dict[str, str]]] = {}
     for entry in entries:
         if entry.kind is not Kind.RUN:
             continue
-        name = entry.key.removeprefix(f"{entry.sweep}/") if entry.sweep else entry.key
         status = "" if entry.status == "completed" else f"  ({entry.status.replace('_', ' ')})"
         group = f"sweep {entry.sweep}" if entry.sweep else "runs"
-        groups.setdefault(group, []).append({"value": entry.key, "label": f"{name}{status}"})
+        groups.setdefault(group, []).append({"value": entry.key, "label": f"{entry.key}{status}"})
     return [{"group": group, "items": items} for group, items in groups.items()]

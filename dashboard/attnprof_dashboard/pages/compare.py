@@ -34,14 +34,15 @@ def layout(subject: Subject) -> Component:
     if other is None:
         return html.Div([head, message("Nothing to compare with", why_not)])
     comparison = compare(subject.device, other)
-    found = [chart_card(c, "compare") for c in make_charts(subject, key, comparison)]
+    names = name_both(subject, key, other)
+    found = [chart_card(c, "compare") for c in make_charts(names, comparison, subject.scheme)]
     return html.Div(
         [
             head,
-            html.P(write_verdict(subject.entry.key, key, comparison), className="verdict"),
+            html.P(write_verdict(*names, comparison), className="verdict"),
             tiles(
-                tile(format_bytes(comparison.first_bytes), f"peak of {subject.entry.key}"),
-                tile(format_bytes(comparison.second_bytes), f"peak of {key}"),
+                tile(format_bytes(comparison.first_bytes), f"peak of {names[0]}"),
+                tile(format_bytes(comparison.second_bytes), f"peak of {names[1]}"),
                 tile(_signed(comparison.difference_bytes), "difference"),
             ),
             html.Div(found[:2], className="wide"),
@@ -54,7 +55,10 @@ def charts(subject: Subject) -> list[Chart]:
     """Return the charts, for files."""
     key = find_other(subject)
     other, _ = open_other(subject, key)
-    return [] if other is None else make_charts(subject, key, compare(subject.device, other))
+    if other is None:
+        return []
+    names = name_both(subject, key, other)
+    return make_charts(names, compare(subject.device, other), subject.scheme)
 
 
 def find_other(subject: Subject) -> str:
@@ -87,28 +91,36 @@ def open_other(subject: Subject, key: str) -> tuple[DeviceDigest | None, str]:
     return opened.digest.device("" if is_main else subject.device.name), ""
 
 
+def name_both(subject: Subject, key: str, other: DeviceDigest) -> tuple[str, str]:
+    """Return what the two are called: by their devices too, where these differ."""
+    if subject.device.name == other.name:
+        return subject.entry.key, key
+    return f"{subject.entry.key} on {subject.device.name}", f"{key} on {other.name}"
+
+
 def write_verdict(first: str, second: str, comparison: Comparison) -> str:
-    """Return the difference in a sentence."""
+    """Return the difference in a sentence, with what pulled most either way."""
     size = comparison.difference_bytes
     if not size:
         return f"{second} has the same peak as {first}, to the byte."
     how = "higher" if size > 0 else "lower"
     share = format_share(abs(size), comparison.first_bytes)
-    most = comparison.categories[0]
-    return (
-        f"The peak of {second} is {format_bytes(abs(size))} ({share}) {how} than that of {first}; "
-        f"most of it is {most.name}, {_signed(most.difference_bytes)}."
-    )
+    said = f"The peak of {second} is {format_bytes(abs(size))} ({share}) {how} than that of {first}"
+    changes = [c for c in comparison.categories if c.difference_bytes]  # the largest come first
+    most = next(c for c in changes if (c.difference_bytes > 0) == (size > 0))
+    part = f"{most.name}, {_signed(most.difference_bytes)}"
+    if abs(most.difference_bytes) <= abs(size):
+        return f"{said}; the largest part of it is {part}."
+    back = next(c for c in changes if (c.difference_bytes > 0) != (size > 0))
+    return f"{said}: {part}, against {back.name}, {_signed(back.difference_bytes)}."
 
 
 def _signed(size_bytes: int) -> str:
     return f"+{format_bytes(size_bytes)}" if size_bytes > 0 else format_bytes(size_bytes)
 
 
-def make_charts(subject: Subject, other: str, comparison: Comparison) -> list[Chart]:
+def make_charts(names: tuple[str, str], comparison: Comparison, scheme: str) -> list[Chart]:
     """Return the differences by category and by layer, and peaks by step and phase."""
-    names = subject.entry.key, other
-    scheme = subject.scheme
     return [
         _draw_changes("categories", names, comparison, scheme),
         _draw_changes("layers", names, comparison, scheme),
