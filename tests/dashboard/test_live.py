@@ -4,13 +4,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+from known_token import TOKEN
 
 import attnprof
 from attnprof.store import RunWriter
 from attnprof.store.schema import BORN, FREED, RESIZED
 from attnprof.vocabulary import Status
+from attnprof_dashboard.app import create_app
+from attnprof_dashboard.data.catalog import Catalog
 from attnprof_dashboard.data.live import LiveRun, LiveStore
 from attnprof_dashboard.data.live_device import OTHER, Device
+from attnprof_dashboard.pages.live import tick
 
 
 def make_events(*rows: tuple[int, int, int, int]) -> dict[str, dict[str, list[object]]]:
@@ -173,6 +177,34 @@ def test_steps_that_are_only_counted_are_followed_too(writer: RunWriter) -> None
     live.update()
     assert device.total_bytes == 110
     writer.close(Status.COMPLETED)
+
+
+def test_page_of_an_ended_run_tells_of_one_that_begins(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attnprof_dashboard.data.catalog._FRESH_SECONDS", 0.0)
+    root = tmp_path / "runs"
+    shutil.copytree(runs / "decode", root / "old")
+    app = create_app(Catalog(root), token=TOKEN, cache=tmp_path / "cache")
+
+    def look(key: str, pace: int) -> tuple[str, int, str]:
+        with app.server.test_request_context("/"):
+            _, said, pace, names = tick(1, pace, {"run": key})
+            return str(said), pace, str(names)
+
+    said, pace, names = look("old", 1000)
+    assert "No run here is being recorded now" in said
+    assert "(recording)" not in names
+    (root / "new").mkdir()
+    writer = RunWriter(root / "new", {})
+    writer.commit({**DEVICES, **make_events((0, BORN, 100, 1))})
+    said, pace, names = look("old", pace)
+    assert "Being recorded now" in said
+    assert "new  (recording)" in names
+    assert look("new", 1000)[1] == 1000
+    writer.close(Status.COMPLETED)
+    assert look("new", 1000)[1] == pace
+    assert "(recording)" not in look("new", pace)[2]
 
 
 def test_damaged_table_is_an_error(runs: Path, tmp_path: Path) -> None:

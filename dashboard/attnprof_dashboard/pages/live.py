@@ -13,6 +13,7 @@ from attnprof.vocabulary import Status
 from attnprof_dashboard import ids, state
 from attnprof_dashboard.chart import Chart
 from attnprof_dashboard.components.cards import chart_card, message, tile, tiles
+from attnprof_dashboard.components.controls import list_runs
 from attnprof_dashboard.data.live import LiveRun
 from attnprof_dashboard.data.live_device import WINDOW_SECONDS, Device, Instant
 from attnprof_dashboard.figures.live import draw_live
@@ -21,6 +22,8 @@ from attnprof_dashboard.table import Column, Table, Unit
 from attnprof_dashboard.view import View
 
 _TICK_MS = 1000
+_REST_MS = 5000
+"""Of a run that has ended: another one may have begun."""
 _LEVELS = ("total_bytes", "used_bytes")
 
 
@@ -30,15 +33,19 @@ def layout(glance: Glance) -> Component:
     if isinstance(found, str):
         return message("This run cannot be followed", found, is_bad=True)
     run, device = found
-    is_over = glance.entry.status != Status.RECORDING.value
     return html.Div(
         [
-            *_list_others(glance),
             html.Div(say(glance, run, device), id=ids.LIVE_SAID, **{"aria-live": "off"}),
             chart_card(draw(glance, run, device), "live", graph_id=ids.LIVE),
-            dcc.Interval(id=ids.TICK, interval=_TICK_MS, disabled=is_over and not run.is_behind),
+            dcc.Interval(id=ids.TICK, interval=choose_pace(glance, run)),
         ]
     )
+
+
+def choose_pace(glance: Glance, run: LiveRun) -> int:
+    """Return after how many milliseconds to look again."""
+    is_over = glance.entry.status != Status.RECORDING.value
+    return _REST_MS if is_over and not run.is_behind else _TICK_MS
 
 
 def _list_others(glance: Glance) -> list[Component]:
@@ -102,6 +109,7 @@ def say(glance: Glance, run: LiveRun, device: Device) -> list[Component]:
     behind = " Catching up with what was written before." if run.is_behind else ""
     seconds = (run.last_ns - begin) / 1e9
     return [
+        *_list_others(glance),
         html.P(
             f"{status.capitalize()}: {run.steps:,} steps, {run.events:,} events, "
             f"{seconds:.1f} s of the run.{behind}",
@@ -160,23 +168,37 @@ def register(app: Dash) -> None:
     app.callback(
         Output(ids.LIVE, "figure"),
         Output(ids.LIVE_SAID, "children"),
-        Output(ids.TICK, "disabled"),
+        Output(ids.TICK, "interval"),
+        Output(ids.RUN, "data"),
         Input(ids.TICK, "n_intervals"),
+        State(ids.TICK, "interval"),
         State(ids.VIEW, "data"),
         prevent_initial_call=True,
-    )(_tick)
+    )(tick)
 
 
-def _tick(_: int, data: dict[str, Any]) -> tuple[Any, Any, bool]:
+def tick(number: int, pace: int, data: dict[str, Any]) -> tuple[Any, Any, int, Any]:
+    """Return the picture, what is said, when to look again, and the runs to choose from.
+
+    Args:
+        number: How often the clock has ticked.
+        pace: After how many milliseconds it does.
+        data: The view.
+    """
+    is_resting = pace == _REST_MS
+    # The list may be long: it is sent as often as the clock ticks for a run that has ended.
+    runs = no_update
+    if is_resting or not number % (_REST_MS // _TICK_MS):
+        runs = list_runs(state.current().catalog.entries())
     glance = glance_at(View.read(data))
     if isinstance(glance, Missing):
-        return no_update, no_update, True
+        return no_update, no_update, _REST_MS, runs
     found = follow(glance)
     if isinstance(found, str):
-        return no_update, message("This run cannot be followed any more", found, is_bad=True), True
-    run, device = found
-    is_over = glance.entry.status != Status.RECORDING.value and not run.is_behind
-    return draw(glance, run, device).figure, say(glance, run, device), is_over
+        why = message("This run cannot be followed any more", found, is_bad=True)
+        return no_update, why, _REST_MS, runs
+    figure = no_update if is_resting else draw(glance, *found).figure
+    return figure, say(glance, *found), choose_pace(glance, found[0]), runs
 
 
 PAGE = Page(
