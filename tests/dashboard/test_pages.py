@@ -101,6 +101,17 @@ def test_saved_page_says_why_there_is_nothing(client: FlaskClient, name: str) ->
     assert 'class="message"' in save(client, f"{name}.html?run=train/eager")
 
 
+def test_readout_says_what_is_drawn_of_a_category(client: FlaskClient) -> None:
+    page = find_page("timeline")
+    rows = read_csv(client, "timeline/timeline.csv?run=train/eager")
+    most = max(int(row["softmax_bytes"]) for row in rows)
+    said = f"Of softmax, drawn alone, at most {format_bytes(most)}."
+    assert said in show(client, page, run="train/eager", category="softmax")
+    unknown = show(client, page, run="train/eager", category="bogus")
+    assert "There is no category 'bogus' in this run: all are shown." in unknown
+    assert '"name": "softmax"' in unknown
+
+
 def test_saved_page_has_whole_tables(client: FlaskClient) -> None:
     rows = read_csv(client, "layers/heatmap.csv?run=train/eager")
     assert len(rows) > 50

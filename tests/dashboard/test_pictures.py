@@ -59,6 +59,13 @@ def test_timeline_takes_clicks_far_from_any_event() -> None:
     assert draw_timeline(window, Marks(0), scheme="light").layout.hoverdistance == -1
 
 
+def test_times_on_a_timeline_are_seconds_from_its_first() -> None:
+    nothing = np.zeros(1, np.int64)
+    at_once = draw_timeline(Window(nothing, nothing, nothing, {}), Marks(0), scheme="light")
+    assert at_once.layout.xaxis.range == (0, 1)
+    assert at_once.layout.xaxis.exponentformat == "none"
+
+
 def test_pointer_on_a_timeline_shows_each_size_in_its_own_unit() -> None:
     small, large = np.array([4, 0]), np.array([3 * 2**30, 2**20])
     by_category = {"inputs": small, "softmax": large}

@@ -90,19 +90,12 @@ def draw_timeline(
         text=spell_sizes(outline),
         hovertemplate="<b>%{text}</b>",
     )
-    begin, end = (float(seconds[0]), float(seconds[-1])) if len(seconds) else (0.0, 1.0)
+    begin, end = (float(seconds[0]), float(seconds[-1])) if len(seconds) else (0.0, 0.0)
     _mark(figure, marks, unit)
     if marks.peak is not None and not only:
         _mark_peak(figure, marks.peak, unit, (begin, end))
     _draw_levels(figure, lines, unit)
-    ticks = find_ticks(top)
-    figure.update_yaxes(
-        range=[0, max(1.02 * ticks[-1], 1.09 * top) / unit],
-        tickvals=[tick / unit for tick in ticks],
-        ticktext=[format_bytes(tick) for tick in ticks],
-        fixedrange=True,
-    )
-    figure.update_xaxes(range=[begin, end], ticksuffix=" s", showgrid=False, hoverformat=".6f")
+    _draw_axes(figure, (begin, end), top, unit)
     figure.update_layout(
         hovermode="x unified",
         hoverdistance=-1,  # or a click where for long nothing happened would do nothing
@@ -113,6 +106,25 @@ def draw_timeline(
     _draw_spans(figure, marks.spans, begin, end)
     _draw_gaps(figure, marks.gaps, begin, end)
     return figure
+
+
+def _draw_axes(figure: go.Figure, window: tuple[float, float], top: int, unit: int) -> None:
+    """Draw seconds across, and bytes in a unit up to the highest that is shown."""
+    begin, end = window
+    ticks = find_ticks(top)
+    figure.update_yaxes(
+        range=[0, max(1.02 * ticks[-1], 1.09 * top) / unit],
+        tickvals=[tick / unit for tick in ticks],
+        ticktext=[format_bytes(tick) for tick in ticks],
+        fixedrange=True,
+    )
+    figure.update_xaxes(
+        range=[begin, end if end > begin else begin + 1],  # of an instant Plotly draws two seconds
+        ticksuffix=" s",
+        exponentformat="none",  # or there are ticks of "200μ s"
+        showgrid=False,
+        hoverformat=".6f",
+    )
 
 
 def _mark(figure: go.Figure, marks: Marks, unit: int) -> None:

@@ -39,7 +39,7 @@ def layout(subject: Subject) -> Component:
     legend = show_legend(
         subject.device.facts["categories"],
         subject.device.phases if len(subject.device.index) else (),
-        pressed=subject.view.category,
+        pressed=find_category(subject),
     )
     return html.Div(
         [
@@ -76,6 +76,12 @@ def find_window(subject: Subject) -> Window:
     return subject.device.index.window(*find_range(subject), DEFAULT_BINS)
 
 
+def find_category(subject: Subject) -> str:
+    """Return the category that is shown alone; nothing where all are."""
+    name = subject.view.category
+    return name if name in subject.device.facts["categories"] else ""
+
+
 def find_range(subject: Subject) -> tuple[int, int]:
     """Return begin and end of the view's window on the run's clock."""
     index, view = subject.device.index, subject.view
@@ -104,7 +110,7 @@ def draw(subject: Subject, window: Window) -> Any:
         gaps=list_gaps(subject),
         lines=find_levels(subject),
     )
-    return draw_timeline(window, marks, scheme=subject.scheme, only=view.category)
+    return draw_timeline(window, marks, scheme=subject.scheme, only=find_category(subject))
 
 
 def _time_of(subject: Subject, event: int | None) -> int | None:
@@ -151,7 +157,18 @@ def describe_window(subject: Subject) -> str:
     events = index.event_at(last) - begin + 1
     is_whole = (first, last) == (subject.begin_ns, index.end_ns)
     where = "The whole run" if is_whole else f"{(last - first) / 1e9:.6f} s of the run"
-    return f"{where}: {events:,} events, at most {size} at {at:.6f} s."
+    alone = _describe_category(subject)
+    return f"{where}: {events:,} events, at most {size} at {at:.6f} s.{alone}"
+
+
+def _describe_category(subject: Subject) -> str:
+    """Return what is drawn of a category that was asked for."""
+    name = find_category(subject)
+    if not name:
+        asked = subject.view.category
+        return f" There is no category {asked!r} in this run: all are shown." if asked else ""
+    most = int(find_window(subject).by_category[name].max(initial=0))
+    return f" Of {name}, drawn alone, at most {format_bytes(most)}."
 
 
 def list_marks(subject: Subject) -> dict[str, Any]:
