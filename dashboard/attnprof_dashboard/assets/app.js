@@ -6,7 +6,10 @@
   const NONE = () => window.dash_clientside.no_update;
   const FIELDS = ["run", "device", "t0", "t1", "at", "since", "block", "layer", "category", "other", "step",
     "sweep", "capacity", "batch_doublings", "head_doublings", "dtype_halvings"];
-  const LASTING = ["run", "device"];
+  /* Lasts from page to page, from device to device, and from run to run. */
+  const LASTING = ["run", "device", "t0", "t1", "at"];
+  const OF_DEVICES = ["run", "device"];
+  const OF_RUNS = ["run", "other", "capacity", "batch_doublings", "head_doublings", "dtype_halvings"];
 
   const isSet = (value) => value !== null && value !== undefined;
 
@@ -162,9 +165,9 @@
     choose(run, device, found) {
       const by = window.dash_clientside.callback_context.triggered_id;
       const here = window.location.pathname;
-      if (by === "run" && run && run !== view.run) return here + query({ run }, LASTING);
+      if (by === "run" && run && run !== view.run) return here + query({ ...view, run }, OF_RUNS);
       if (by === "device" && device && device !== view.device) {
-        return here + query({ ...view, device }, LASTING);
+        return here + query({ ...view, device }, OF_DEVICES);
       }
       if (by === "search" && found) return found;
       return NONE();
