@@ -1,6 +1,12 @@
 """The dashboard without a mouse, on a phone's menu, and without its server."""
 
-from browser_screen import READY_MS, Screen, needs_browser
+from collections.abc import Iterator
+
+import pytest
+from browser_screen import READY_MS, Screen, needs_browser, sync_api
+from known_token import TOKEN
+
+from attnprof_dashboard.serve import Serving
 
 pytestmark = needs_browser
 
@@ -27,3 +33,28 @@ def test_run_to_compare_with_lasts_from_run_to_run(screen: Screen) -> None:
     query = screen.wait_for_query("device")
     assert query["other"] == "train/fused"
     assert "at" not in query
+
+
+@pytest.fixture
+def unwatched(serving: Serving, browser: sync_api.Browser) -> Iterator[Screen]:
+    """Return a page, as wide as a phone, that may complain of a server that is gone."""
+    context = browser.new_context(
+        viewport={"width": 390, "height": 844}, reduced_motion="reduce", color_scheme="light"
+    )
+    found = Screen(context.new_page(), serving.address.partition("?")[0])
+    found.page.goto(f"{found.base}?token={TOKEN}")
+    yield found
+    context.close()
+
+
+def test_menu_of_a_phone_closes_on_the_chosen_page(unwatched: Screen) -> None:
+    unwatched.open("?run=train/eager")
+    unwatched.wait_for_query("device")
+    right = "document.querySelector('.shell-navbar').getBoundingClientRect().right"
+    unwatched.page.get_by_role("button", name="pages").click()
+    wait_for(unwatched, f"() => {right} > 100")
+    unwatched.page.get_by_role("link", name="Layers").click()
+    unwatched.page.wait_for_url("**/layers?*", timeout=READY_MS)
+    wait_for(unwatched, f"() => {right} <= 0")
+    unwatched.page.get_by_role("button", name="pages").click()
+    wait_for(unwatched, f"() => {right} > 100")

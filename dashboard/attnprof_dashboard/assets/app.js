@@ -105,6 +105,9 @@
       const number = Number(block.dataset.block);
       change({ block: view.block === number ? null : number });
     }
+    if (event.target.closest(".shell-navbar a")) {
+      window.dash_clientside.set_props("navbar-button", { opened: false });  // it covers a phone
+    }
     if (event.target.closest("button[data-pin]")) {
       // With A set the drawer makes room for the click that says where B is.
       change(isSet(view.since) ? { since: null } : { since: view.at, at: null, block: null });
@@ -238,9 +241,8 @@
       return clicks ? true : NONE();
     },
 
-    menu(clicks, navbar) {
-      if (!clicks) return NONE();
-      return { ...navbar, collapsed: { mobile: !navbar.collapsed.mobile, desktop: false } };
+    menu(opened, navbar) {
+      return { ...navbar, collapsed: { mobile: !opened, desktop: false } };
     },
   };
 })();
