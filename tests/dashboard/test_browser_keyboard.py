@@ -47,6 +47,21 @@ def unwatched(serving: Serving, browser: sync_api.Browser) -> Iterator[Screen]:
     context.close()
 
 
+def test_page_says_that_the_server_is_gone_until_it_is_back(unwatched: Screen) -> None:
+    page = unwatched.page
+    unwatched.open_timeline()
+    unwatched.wait_for_query("device")
+    banner = page.get_by_role("alert")
+    page.route("**/*", lambda route: route.abort())
+    page.keyboard.press("p")
+    banner.get_by_text("no longer answers").wait_for(timeout=READY_MS)
+    page.unroute("**/*")
+    banner.wait_for(state="detached", timeout=READY_MS)
+    page.route("**/*", lambda route: route.fulfill(status=403))
+    page.keyboard.press("0")
+    banner.get_by_text("was started anew").wait_for(timeout=READY_MS)
+
+
 def test_menu_of_a_phone_closes_on_the_chosen_page(unwatched: Screen) -> None:
     unwatched.open("?run=train/eager")
     unwatched.wait_for_query("device")

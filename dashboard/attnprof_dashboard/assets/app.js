@@ -89,6 +89,45 @@
     }
   });
 
+  /* A dashboard that was stopped would leave the page silent: it is asked until it answers again. */
+  const SILENT = "The dashboard no longer answers: it was stopped, or is out of reach. What is shown may be old.";
+  const ANEW = "The dashboard was started anew: open the address that it printed.";
+  const ask = window.fetch.bind(window);
+  let isAsking = false;
+
+  async function askAgain() {
+    const icon = document.querySelector("link[rel=icon]").href;
+    const text = await ask(icon, { cache: "no-store" })
+      .then((answer) => (answer.status === 403 ? ANEW : ""), () => SILENT);
+    showBanner(text);
+    isAsking = text === SILENT;
+    if (isAsking) setTimeout(askAgain, 2000);
+  }
+
+  function showBanner(text) {
+    const shown = document.getElementById("banner");
+    if (shown?.textContent === text) return;
+    shown?.remove();
+    if (!text) return;
+    const banner = Object.assign(document.createElement("div"), { id: "banner", textContent: text });
+    banner.setAttribute("role", "alert");
+    document.body.append(banner);
+  }
+
+  window.fetch = async (...asked) => {
+    let answer = null;
+    try {
+      answer = await ask(...asked);
+      return answer;
+    } finally {
+      // Requests that are given up fail too, as when the page is left: so one fails twice.
+      if (!isAsking && (answer === null || answer.status === 403)) {
+        isAsking = true;
+        setTimeout(askAgain, 300);
+      }
+    }
+  };
+
   /* Files speak of what is shown: their query is that of the page. */
   document.addEventListener("click", (event) => {
     const file = event.target.closest("a[data-export]");
