@@ -20,3 +20,5 @@ class Chart:
     """The same numbers, for those who cannot see or want to compute."""
     figure: go.Figure | None = None
     """None where a table says it all."""
+    gestures: str = ""
+    """What can be done to the figure, as long as there is a server."""

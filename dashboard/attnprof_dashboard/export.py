@@ -31,7 +31,8 @@ def register(server: Flask, prefix: str) -> None:
     def save_page(page: str) -> Response:
         found, subject = _find(page)
         tables = {chart.key: chart.table for chart in found.charts(subject)}
-        content = [*list_warnings(found, subject), found.layout(subject)]
+        shown = [found.layout(subject), *found.saved(subject)]
+        content = [*list_warnings(found, subject), *shown]
         text = write_page(f"{found.title}: {subject.entry.key}", content, tables)
         return _send(text, "text/html", _name_file(subject, f"{page}.html"))
 

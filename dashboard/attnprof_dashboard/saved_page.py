@@ -17,9 +17,11 @@ MOST_ROWS = 2000
 """Of a table; the CSV has all."""
 _HTML = "dash_html_components"
 _VOID = ("br", "wbr")
-_LEFT_OUT = frozenset({"controls", "sliders", "hints", "card-tools", "pin"})
+_LEFT_OUT = frozenset({"controls", "sliders", "hints", "card-tools", "pin", "gestures"})
 """Classes of what only a server makes work."""
-_ATTRIBUTES = {"className": "class", "title": "title"}
+_ATTRIBUTES = {
+    "className": "class", "title": "title", "role": "role", "aria-label": "aria-label"
+}  # fmt: skip
 _STYLE = "body > main { padding: 24px 16px; } .table-beside[open] > div { max-height: none; }"
 
 

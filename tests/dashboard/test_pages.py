@@ -101,6 +101,24 @@ def test_saved_page_says_why_there_is_nothing(client: FlaskClient, name: str) ->
     assert 'class="message"' in save(client, f"{name}.html?run=train/eager")
 
 
+def test_saved_timeline_has_the_instant_and_the_block(client: FlaskClient) -> None:
+    query = "?run=train/eager&at=500&block=10"
+    rows = read_csv(client, f"timeline/instant.csv{query}")
+    total = sum(int(row["size_bytes"]) for row in rows)
+    text = save(client, f"timeline.html{query}")
+    assert f"{format_bytes(total)} live in {len(rows)} blocks at " in text
+    assert text.count("<tr>") > len(rows)
+    assert "<h3>Block 10</h3>" in text
+    assert "click for every block" not in text
+    own = read_csv(client, f"timeline/instant.csv{query}&category=parameters")
+    assert 0 < len(own) < len(rows)
+    assert {row["category"] for row in own} == {"parameters"}
+
+
+def test_saved_page_without_an_instant_has_no_list(client: FlaskClient) -> None:
+    assert "Live at this instant" not in save(client, "timeline.html?run=train/eager")
+
+
 def test_readout_says_what_is_drawn_of_a_category(client: FlaskClient) -> None:
     page = find_page("timeline")
     rows = read_csv(client, "timeline/timeline.csv?run=train/eager")

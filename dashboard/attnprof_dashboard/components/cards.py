@@ -12,7 +12,7 @@ from attnprof_dashboard.components.tables import paged_table
 from attnprof_dashboard.figures.theme import CONFIG
 
 
-def card(title: str, why: str, *body: Any, tools: Sequence[Any] = ()) -> Component:
+def card(title: str, why: Any, *body: Any, tools: Sequence[Any] = ()) -> Component:
     """Return a card: its title, a line on what it shows, and its body."""
     head = html.Div(
         [
@@ -37,9 +37,10 @@ def chart_card(
         above: What stands above the figure.
     """
     file = f"{page}/{chart.key}.csv"
+    why = [chart.why, html.Span(f" {chart.gestures}", className="gestures")]
     if chart.figure is None:
         table = paged_table(chart.table, page, chart.key, is_open=True)
-        return card(chart.title, chart.why, *above, *table, *extra, tools=[_file("CSV", file)])
+        return card(chart.title, why, *above, *table, *extra, tools=[_file("CSV", file)])
     name = graph_id or f"graph-{chart.key}"
     graph = dcc.Graph(
         id=name,
@@ -57,7 +58,7 @@ def chart_card(
     summary = html.Summary(f"{chart.title} as a table", id=ids.unfold(page, chart.key))
     table = paged_table(chart.table, page, chart.key, is_open=False)
     beside = html.Details([summary, *table], className="table-beside")
-    return card(chart.title, chart.why, *above, graph, *extra, beside, tools=tools)
+    return card(chart.title, why, *above, graph, *extra, beside, tools=tools)
 
 
 def _file(text: str, file: str) -> Component:

@@ -9,6 +9,9 @@ from dash.development.base_component import Component
 from attnprof_dashboard import ids
 from attnprof_dashboard.data.catalog import Entry, Kind
 
+CLEAR = {"aria-label": "clear", "aria-hidden": False, "tabIndex": 0}
+"""Properties of a list's ×: of its own it has no name, and keys cannot reach it."""
+
 
 def choose(
     field: str,

@@ -10,6 +10,9 @@ from dash.development.base_component import Component
 from attnprof.report.words import OUTSIDE
 from attnprof.units import format_bytes
 from attnprof_dashboard import ids
+from attnprof_dashboard.chart import Chart
+from attnprof_dashboard.components.cards import card
+from attnprof_dashboard.components.controls import CLEAR
 from attnprof_dashboard.components.tables import break_path, label_category, show_table
 from attnprof_dashboard.pages.page import Missing, Subject, open_subject
 from attnprof_dashboard.table import Column, Table, Unit
@@ -17,8 +20,9 @@ from attnprof_dashboard.view import View
 
 _ROWS = 25
 """Blocks on one page of the table."""
+_TITLE = "Live at this instant"
 _COLUMNS = (
-    Column("size", Unit.TEXT),
+    Column("size_bytes", Unit.BYTES, "size"),
     Column("category", Unit.CATEGORY),
     Column("shape", Unit.TEXT),
     Column("dtype", Unit.TEXT),
@@ -35,38 +39,30 @@ def make_drawer() -> Component:
         id=ids.DRAWER,
         position="bottom",  # the timeline stays in sight, and can be clicked again
         size="46%",
-        title="Live at this instant",
+        title=_TITLE,
         opened=False,
         withOverlay=False,
         lockScroll=False,
         trapFocus=True,
         returnFocus=True,
         transitionProps={"duration": 80},
+        closeButtonProps={"aria-label": "close"},
     )
 
 
 def show_instant(subject: Subject) -> Component:
     """Return the drawer's content for the view's instant."""
-    view, device = subject.view, subject.device
-    event = min(max(view.at or 0, 0), len(device.index) - 1)
     blocks = find_blocks(subject)
-    total = int(blocks["size_bytes"].sum())
-    seconds = (int(device.index.time_ns[event]) - subject.begin_ns) / 1e9 if event >= 0 else 0.0
-    if view.since is None:
-        what = f"{format_bytes(total)} live in {len(blocks):,} blocks at {seconds:.6f} s."
+    if subject.view.since is None:
         pin = "Set A here: then click for B, to see what came between and is still live"
     else:
-        what = (
-            f"Allocated between A and B and live at B: {format_bytes(total)} in "
-            f"{len(blocks):,} blocks."
-        )
         pin = "Show all that is live at B again"
     names = blocks["category"].unique().sort().to_list()
-    category = view.category if view.category in names else ""
-    count = len(blocks.filter(pl.col("category") == category)) if category else len(blocks)
+    count = len(_choose_blocks(subject, blocks))
+    category = subject.view.category if subject.view.category in names else ""
     return html.Div(
         [
-            html.P(what, className="readout"),
+            html.P(_describe_instant(subject, blocks), className="readout"),
             html.Button(pin, className="tool pin", type="button", **{"data-pin": "1"}),
             _show_block(subject),
             dmc.Select(
@@ -75,6 +71,7 @@ def show_instant(subject: Subject) -> Component:
                 value=category or None,
                 placeholder="all categories",
                 clearable=True,
+                clearButtonProps=CLEAR,
                 size="xs",
                 w=220,
                 mb=8,
@@ -86,6 +83,41 @@ def show_instant(subject: Subject) -> Component:
             ),
         ]
     )
+
+
+def list_instant(subject: Subject) -> Chart:
+    """Return the blocks of the view's instant, for files."""
+    blocks = find_blocks(subject)
+    rows = [
+        [row["size_bytes"], *_describe(subject, row)]
+        for row in _choose_blocks(subject, blocks).iter_rows(named=True)
+    ]
+    return Chart("instant", _TITLE, _describe_instant(subject, blocks), Table(_COLUMNS, rows))
+
+
+def save_instant(subject: Subject, page: str) -> list[Component]:
+    """Return what the drawer shows, for a file; nothing without an instant."""
+    if subject.view.at is None:
+        return []
+    why = _describe_instant(subject, find_blocks(subject))
+    return [card(_TITLE, why, _show_block(subject), html.Div(id=ids.rows(page, "instant")))]
+
+
+def _describe_instant(subject: Subject, blocks: pl.DataFrame) -> str:
+    """Return how much is live at the view's instant, or what of it came since another."""
+    view, index = subject.view, subject.device.index
+    size = format_bytes(int(blocks["size_bytes"].sum()))
+    if view.since is not None:
+        return f"Allocated between A and B and live at B: {size} in {len(blocks):,} blocks."
+    event = min(max(view.at or 0, 0), len(index) - 1)
+    seconds = (int(index.time_ns[event]) - subject.begin_ns) / 1e9 if event >= 0 else 0.0
+    return f"{size} live in {len(blocks):,} blocks at {seconds:.6f} s."
+
+
+def _choose_blocks(subject: Subject, blocks: pl.DataFrame) -> pl.DataFrame:
+    """Return the blocks of the view's category; all if there are none of it."""
+    own = blocks.filter(pl.col("category") == subject.view.category)
+    return blocks if own.is_empty() else own
 
 
 def find_blocks(subject: Subject) -> pl.DataFrame:
@@ -100,21 +132,25 @@ def _show_page(subject: Subject, blocks: pl.DataFrame, page: int, category: str)
     """Return one page of the table of blocks."""
     if category:
         blocks = blocks.filter(pl.col("category") == category)
-    rows = blocks.slice((page - 1) * _ROWS, _ROWS).iter_rows(named=True)
-    return show_table(Table(_COLUMNS, [_describe(subject, row) for row in rows]))
+    shown = blocks.slice((page - 1) * _ROWS, _ROWS).iter_rows(named=True)
+    rows = [[_make_button(row), *_describe(subject, row)] for row in shown]
+    return show_table(Table((Column("size"), *_COLUMNS[1:]), rows))
 
 
-def _describe(subject: Subject, row: dict[str, Any]) -> list[Any]:
-    button = html.Button(
+def _make_button(row: dict[str, Any]) -> Component:
+    return html.Button(
         format_bytes(row["size_bytes"]),
         className="block",
         type="button",
         title=f"{row['size_bytes']:,} bytes: show block {row['allocation_id']}",
         **{"data-block": row["allocation_id"]},
     )
+
+
+def _describe(subject: Subject, row: dict[str, Any]) -> list[Any]:
+    """Return a block's row but for its size."""
     shape = " × ".join(map(str, row["shape"])) if row["shape"] is not None else ""
     return [
-        button,
         row["category"],
         shape,
         row["dtype"],

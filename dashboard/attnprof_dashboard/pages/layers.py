@@ -149,8 +149,9 @@ def _draw_instant(subject: Subject) -> Chart:
     figure = draw_timeline(window, marks, scheme=subject.scheme, height=230)
     figure.update_layout(dragmode=False)
     size = format_bytes(int(index.total_bytes[event]))
-    why = f"{size} were live at {at / 1e9:.6f} s, the line. Click for another instant."
-    return Chart("instant", "The instant", why, _tabulate(window, subject), figure)
+    why = f"{size} were live at {at / 1e9:.6f} s, the line."
+    table, gestures = _tabulate(window, subject), "Click for another instant."
+    return Chart("instant", "The instant", why, table, figure, gestures)
 
 
 def _tabulate(window: Window, subject: Subject) -> Table:

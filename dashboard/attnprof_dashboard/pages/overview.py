@@ -208,8 +208,8 @@ def _draw_timeline(subject: Subject) -> Chart:
         tuple(Column(n, Unit.SECONDS if n == "seconds" else Unit.BYTES) for n in names),
         list(zip(*(c.tolist() for c in tabulate(window, subject.begin_ns).values()), strict=True)),
     )
-    why = f"Live bytes on {subject.device.name}; zoom and click on the Timeline page."
-    return Chart("timeline", "Over time", why, table, figure)
+    why, gestures = f"Live bytes on {subject.device.name}.", "Zoom and click on the Timeline page."
+    return Chart("timeline", "Over time", why, table, figure, gestures)
 
 
 def list_spans(subject: Subject, window: Window) -> list[tuple[str, int, int]]:

@@ -53,6 +53,10 @@ def _name_devices(subject: "Subject") -> tuple[str, list[str]]:
     return subject.device.name, subject.digest.device_names
 
 
+def _save_nothing(subject: "Subject") -> list[Component]:
+    return []
+
+
 def _no_callbacks(app: Dash) -> None:
     """Register nothing."""
 
@@ -71,6 +75,8 @@ class Page:
     """Its charts, for files."""
     register: Callable[[Dash], None] = field(default=_no_callbacks)
     """Registers its callbacks."""
+    saved: Callable[[Subject], list[Component]] = field(default=_save_nothing)
+    """Returns what its callbacks add to the layout, for files."""
     needs_digest: bool = True
     """Else it takes a `Glance`, and shows runs before they were read."""
     devices: Callable[[Subject], tuple[str, list[str]]] = field(default=_name_devices)

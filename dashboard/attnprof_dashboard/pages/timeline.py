@@ -51,15 +51,20 @@ def layout(subject: Subject) -> Component:
 
 
 def charts(subject: Subject) -> list[Chart]:
-    """Return the timeline of the view's window."""
+    """Return the timeline of the view's window, and the blocks of its instant if it has one."""
     window = find_window(subject)
-    why = (
-        f"Live bytes on {subject.device.name}. Drag to zoom, double-click for the whole run, "
-        "click for every block that was live then."
+    gestures = (
+        "Drag to zoom, double-click for the whole run, click for every block that was live then."
     )
-    return [
-        Chart("timeline", "Live bytes", why, make_table(subject, window), draw(subject, window))
-    ]
+    timeline = Chart(
+        "timeline",
+        "Live bytes",
+        f"Live bytes on {subject.device.name}.",
+        make_table(subject, window),
+        draw(subject, window),
+        gestures,
+    )
+    return [timeline, drawer.list_instant(subject)] if subject.view.at is not None else [timeline]
 
 
 def make_table(subject: Subject, window: Window) -> Table:
@@ -213,6 +218,18 @@ def _show_window(data: dict[str, Any], unfolded: int | None) -> tuple[Any, Any, 
     return draw(subject, window), describe_window(subject), table
 
 
+def save(subject: Subject) -> list[Component]:
+    """Return what the drawer shows, for a file."""
+    return drawer.save_instant(subject, "timeline")
+
+
 PAGE = Page(
-    "timeline", "Timeline", "What was live when", layout, charts, register, draws_itself=True
+    "timeline",
+    "Timeline",
+    "What was live when",
+    layout,
+    charts,
+    register,
+    saved=save,
+    draws_itself=True,
 )
