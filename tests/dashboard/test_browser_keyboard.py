@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from browser_screen import READY_MS, Screen, needs_browser, sync_api
+from browser_screen import PLOT, READY_MS, Screen, needs_browser, sync_api
 from known_token import TOKEN
 
 from attnprof_dashboard.serve import Serving
@@ -13,6 +13,86 @@ pytestmark = needs_browser
 
 def wait_for(screen: Screen, script: str) -> None:
     screen.page.wait_for_function(script, timeout=READY_MS)
+
+
+def test_control_keeps_the_focus_while_the_page_is_drawn_anew(screen: Screen) -> None:
+    value = "document.activeElement.getAttribute('aria-valuenow')"
+    screen.open("growth?run=sweep/measured-000000064")
+    slider = screen.page.get_by_role("slider", name="factor of the batch")
+    slider.focus()
+    before = slider.element_handle()
+    for times in ("1", "2"):
+        screen.page.keyboard.press("ArrowRight")
+        screen.page.get_by_text(f"estimate: batch ×{2 ** int(times)}").first.wait_for()
+        wait_for(screen, f"() => {value} === '{times}'")
+    assert not before.evaluate("(element) => element.isConnected")
+    assert screen.query()["batch_doublings"] == "2"
+
+
+def test_list_keeps_the_focus_and_stays_closed(screen: Screen) -> None:
+    screen.open("growth?run=sweep/measured-000000064")
+    chooser = screen.page.get_by_role("textbox", name="has to fit")
+    chooser.focus()
+    assert chooser.evaluate("(input) => getComputedStyle(input).outlineStyle") == "solid"
+    chooser.press("ArrowDown")
+    screen.page.get_by_role("option", name="H200").wait_for()
+    chooser.press("ArrowDown")
+    chooser.press("Enter")
+    capacity = screen.wait_for_query("capacity")["capacity"]
+    screen.page.get_by_text(f"longest n that fits {capacity}").first.wait_for(timeout=READY_MS)
+    wait_for(screen, "() => document.activeElement.id.includes('capacity')")
+    assert screen.page.get_by_role("option").and_(screen.page.locator(":visible")).count() == 0
+
+
+def test_list_that_is_cleared_by_keys_has_the_focus(screen: Screen) -> None:
+    screen.open("layers?run=train/eager&step=1")
+    screen.page.get_by_role("textbox", name="instant").focus()
+    screen.page.keyboard.press("Tab")
+    screen.page.keyboard.press("Enter")
+    screen.wait_for_query(absent=("step",))
+    wait_for(screen, "() => document.activeElement.id.includes('step')")
+
+
+def test_two_lists_do_not_pass_the_focus_to_each_other(screen: Screen) -> None:
+    screen.open("?run=train/eager")
+    moves = screen.page.evaluate(
+        "async () => { let moves = 0; document.addEventListener('focusin', () => moves++);"
+        " for (const id of ['run', 'search']) document.getElementById(id).focus();"
+        " await new Promise((done) => setTimeout(done, 500)); return moves; }"
+    )
+    assert moves == 2
+    screen.page.keyboard.press("Escape")
+
+
+def test_blocks_of_an_instant_are_found_by_keys(screen: Screen) -> None:
+    screen.open_timeline()
+    screen.page.keyboard.press("b")
+    peak = int(screen.wait_for_query("at")["at"])
+    screen.page.locator("#instant button.block").first.wait_for(timeout=READY_MS)
+    readout = screen.page.locator("#readout").inner_text()
+    highest = readout.partition("at most ")[2].partition(" at ")[0]
+    assert screen.page.locator("#instant .readout").inner_text().startswith(f"{highest} live in ")
+    screen.page.keyboard.press(",")
+    wait_for(screen, f"() => Number(new URLSearchParams(location.search).get('at')) < {peak}")
+    screen.page.keyboard.press(".")
+    wait_for(screen, f"() => Number(new URLSearchParams(location.search).get('at')) === {peak}")
+    screen.page.keyboard.press("Escape")
+    screen.wait_for_query(absent=("at",))
+
+
+def test_instant_of_the_layers_is_chosen_by_keys(screen: Screen) -> None:
+    screen.open("layers?run=train/eager&step=0")
+    screen.page.wait_for_selector(f"{PLOT} .nsewdrag", timeout=READY_MS)
+    screen.page.keyboard.press("b")
+    screen.wait_for_query("at", absent=("step",))
+
+
+def test_what_has_no_text_has_a_name(screen: Screen) -> None:
+    screen.open_timeline(more="&at=40&category=parameters")
+    drawer = screen.page.get_by_role("dialog")
+    for name in ("close", "clear", "previous page", "next page"):
+        drawer.get_by_role("button", name=name).first.wait_for(timeout=READY_MS)
+    screen.page.get_by_role("img", name="Live bytes").wait_for()
 
 
 def test_what_is_looked_at_lasts_from_page_to_page(screen: Screen) -> None:
@@ -73,3 +153,11 @@ def test_menu_of_a_phone_closes_on_the_chosen_page(unwatched: Screen) -> None:
     wait_for(unwatched, f"() => {right} <= 0")
     unwatched.page.get_by_role("button", name="pages").click()
     wait_for(unwatched, f"() => {right} > 100")
+
+
+def test_help_does_not_move_where_motion_is_unwanted(unwatched: Screen) -> None:
+    unwatched.open("?run=train/eager")
+    unwatched.page.keyboard.press("?")
+    window = unwatched.page.get_by_role("dialog")
+    window.wait_for(timeout=READY_MS)
+    assert window.evaluate("(window) => getComputedStyle(window).transitionDuration") == "0s"

@@ -50,6 +50,25 @@
     if (next !== undefined) change(around(next, marks));
   }
 
+  /* What the picture over time shows, where an instant can be chosen on it: events and their bytes. */
+  function readInstants() {
+    const card = document.querySelector(`#timeline, [id*='"type":"pick"']`);
+    const line = card?.querySelector(".js-plotly-plot")?._fullData?.find((trace) => trace.customdata);
+    return line ? { events: Array.from(line.customdata, Number), sizes: Array.from(line.y) } : null;
+  }
+
+  /* Choose an instant as a click does: the one before or after, or the highest that is shown. */
+  function look(direction) {
+    const found = readInstants();
+    if (!found) return;
+    const { events, sizes } = found;
+    const highest = events[sizes.indexOf(Math.max(...sizes))];
+    const next = !direction || !isSet(view.at) ? highest
+      : direction > 0 ? events.find((event) => event > view.at)
+        : events.findLast((event) => event < view.at);
+    if (next >= 0) change({ at: next, step: null, block: null });
+  }
+
   const KEYS = {
     "p": () => {
       const marks = readMarks();
@@ -57,6 +76,9 @@
     },
     "[": () => step(-1),
     "]": () => step(1),
+    "b": () => look(0),
+    ",": () => look(-1),
+    ".": () => look(1),
     "0": () => { if (readMarks()) change({ t0: null, t1: null }); },
     "d": () => toggleScheme(),
     "/": () => document.getElementById("search")?.focus(),
@@ -79,8 +101,45 @@
   /* What is typed into a list to choose from is looked for, not put after what is chosen. */
   document.addEventListener("focusin", (event) => {
     const input = event.target;
-    if (input.matches(".mantine-Select-input:not([readonly])")) setTimeout(() => input.select());
+    if (!input.matches(".mantine-Select-input:not([readonly])")) return;
+    // Selecting takes the focus: two lists would pass it to each other for ever.
+    setTimeout(() => { if (document.activeElement === input) input.select(); });
   });
+
+  /* What is drawn anew takes the focus with it; what stands in its place gets it back. */
+  let focused = null;
+
+  document.addEventListener("focusin", ({ target }) => {
+    // The × of a list is gone once it was pressed: the list itself has the id.
+    const list = target.closest(".mantine-Select-root")?.querySelector("input[id]");
+    const holder = list ?? target.closest("[id]");
+    const place = holder ? [...holder.getElementsByTagName(target.tagName)].indexOf(target) : -1;
+    focused = { target, id: holder?.id, place };
+  });
+
+  document.addEventListener("focusout", ({ target }) => {
+    // One that is removed is gone by then; one that is left has no claim.
+    queueMicrotask(() => { if (focused?.target === target && target.isConnected) focused = null; });
+  });
+
+  function keepFocus() {
+    if (!focused || focused.target.isConnected || document.activeElement !== document.body) return;
+    const holder = document.getElementById(focused.id);
+    const twins = holder?.getElementsByTagName(focused.target.tagName);
+    (focused.place < 0 ? holder : twins?.[focused.place])?.focus({ preventScroll: true });
+  }
+
+  /* The arrows beside the numbers of pages are pictures, and the component takes no names for them. */
+  function nameArrows() {
+    for (const pages of document.querySelectorAll(".mantine-Pagination-root")) {
+      const buttons = pages.querySelectorAll("button");
+      buttons[0]?.setAttribute("aria-label", "previous page");
+      buttons[buttons.length - 1]?.setAttribute("aria-label", "next page");
+    }
+  }
+
+  new MutationObserver(() => { keepFocus(); nameArrows(); })
+    .observe(document.documentElement, { childList: true, subtree: true });
 
   /* Nobody looks: the clock of the Live page stands still. */
   document.addEventListener("visibilitychange", () => {

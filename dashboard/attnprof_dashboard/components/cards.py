@@ -49,6 +49,8 @@ def chart_card(
         className="graph",
         style={"height": f"{chart.figure.layout.height}px"},
     )
+    # Its table has the numbers for those who cannot see it.
+    graph = html.Div(graph, role="img", **{"aria-label": chart.title})
     if any(trace.type == "heatmap" for trace in chart.figure.data):
         graph = html.Div(graph, className="needs-room", tabIndex=0)
     tools = [

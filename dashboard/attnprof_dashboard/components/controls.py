@@ -41,8 +41,10 @@ def choose(
         placeholder=placeholder,
         label=label,
         clearable=is_clearable,
+        clearButtonProps=CLEAR,
         allowDeselect=is_clearable,
         searchable=True,
+        openOnFocus=False,  # it gets the focus back when the page is drawn anew
         size="sm",
         limit=200,
         className="control",

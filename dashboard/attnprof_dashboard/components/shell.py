@@ -10,17 +10,24 @@ from dash import ALL, MATCH, ClientsideFunction, Dash, Input, Output, State, dcc
 from dash.development.base_component import Component
 
 from attnprof_dashboard import ids, state
-from attnprof_dashboard.components.controls import list_runs
+from attnprof_dashboard.components.controls import CLEAR, list_runs
 from attnprof_dashboard.components.tables import count_pages, show_table
 from attnprof_dashboard.figures.theme import FONT
 from attnprof_dashboard.pages.page import Missing, Page, open_for, open_subject, read_scheme
 from attnprof_dashboard.view import View
 
-_THEME = {"fontFamily": FONT, "primaryColor": "red", "defaultRadius": "md"}
+_THEME = {
+    "fontFamily": FONT,
+    "primaryColor": "red",
+    "defaultRadius": "md",
+    "respectReducedMotion": True,
+}
 _SHORTCUTS = (
     ("p", "zoom to the peak"),
     ("[  ]", "the peak of the step before, or after"),
     ("0", "the whole run"),
+    ("b", "every block at the highest instant that is shown"),
+    (",  .", "the instant before, or after"),
     ("/", "search pages, layers and categories"),
     ("d", "dark or light"),
     ("?", "this list"),
@@ -91,6 +98,7 @@ def _header(prefix: str) -> list[Component]:
             searchable=True,
             clearable=True,
             placeholder="Search  /",
+            clearButtonProps=CLEAR,
             nothingFoundMessage="nothing found",
             size="sm",
             w=220,
@@ -124,7 +132,12 @@ def _links(pages: Sequence[Page], prefix: str) -> Component:
 
 def _help() -> Component:
     rows = [html.Tr([html.Td(dmc.Kbd(key)), html.Td(what)]) for key, what in _SHORTCUTS]
-    return dmc.Modal(html.Table(html.Tbody(rows), className="keys"), id=ids.HELP, title="Keys")
+    return dmc.Modal(
+        html.Table(html.Tbody(rows), className="keys"),
+        id=ids.HELP,
+        title="Keys",
+        closeButtonProps={"aria-label": "close"},
+    )
 
 
 def list_findings(data: dict[str, Any], pages: Sequence[Page]) -> list[dict[str, Any]]:

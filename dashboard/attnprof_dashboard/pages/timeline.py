@@ -25,7 +25,13 @@ from attnprof_dashboard.view import View
 def layout(subject: Subject) -> Component:
     """Return the page."""
     chart = charts(subject)[0]
-    keys = [("p", "peak"), ("[ ]", "peaks of steps"), ("0", "whole run"), ("?", "all keys")]
+    keys = [
+        ("p", "peak"),
+        ("[ ]", "peaks of steps"),
+        ("0", "whole run"),
+        ("b", "blocks"),
+        ("?", "all keys"),
+    ]
     hints = [html.Span([dmc.Kbd(key), f" {what}"]) for key, what in keys]
     above = [
         html.Div(
