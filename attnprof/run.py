@@ -34,6 +34,12 @@ from attnprof.store import StoredRun, open_run
 from attnprof.store.ranges import check_ranges
 from attnprof.vocabulary import Status
 
+NO_OPS = (
+    "a run made of a memory snapshot has no ops, so that layers, caches and what a change would "
+    "save are not known; record the program with attnprof.trace() or 'attnprof run'"
+)
+"""Why some questions have no answer for an imported run."""
+
 
 class Run:
     """One recorded run and its answers; needs no torch.
@@ -200,9 +206,9 @@ class Run:
     def kv_blocks(self) -> pl.DataFrame:
         """Return the blocks of paged caches, as the engine noted them: a row per forward and block.
 
-        Columns: forward, pool, layers, block, tokens, sequences, block_tokens, pool_blocks.
-        `list_blocks` in ``attnprof.analysis.block_tables`` says what each means. Empty unless
-        `attnprof.note_blocks` or an adapter of ``attnprof.integrations`` noted block tables.
+        Columns: forward, pool, layers, block, tokens, sequences, block_tokens, free_blocks,
+        pool_blocks. `list_blocks` in ``attnprof.analysis.block_tables`` says what each means. Empty
+        unless `attnprof.note_blocks` or an adapter of ``attnprof.integrations`` noted block tables.
         """
         return list_blocks(self.attribution)
 
@@ -213,11 +219,7 @@ class Run:
             ValueError: The run was made of a memory snapshot.
         """
         if self.is_imported:
-            raise ValueError(
-                "a run made of a memory snapshot has no ops, so that layers, caches and what a "
-                "change would save are not known; record the program with attnprof.trace() or "
-                "'attnprof run'"
-            )
+            raise ValueError(NO_OPS)
 
     def what_if(
         self,

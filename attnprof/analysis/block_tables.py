@@ -59,6 +59,7 @@ BLOCK_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "tokens": pl.Int64,
     "sequences": pl.Int64,
     "block_tokens": pl.Int64,
+    "free_blocks": pl.Int64,
     "pool_blocks": pl.Int64,
 }
 """Columns of `list_blocks`."""
@@ -69,8 +70,9 @@ def list_blocks(attribution: Attribution) -> pl.DataFrame:
 
     Columns: ``forward``; ``pool``, the number of the pool's storage; ``layers``, the numbers of
     those that share the table, none for all; ``block``, its number; ``tokens`` in it; ``sequences``
-    that have it; ``block_tokens`` that it has room for; ``pool_blocks``, the most that were taken
-    or free at a time: an engine may keep others for prompts that come again.
+    that have it; ``block_tokens`` that it has room for; ``free_blocks`` after the forward;
+    ``pool_blocks``, the most that were taken or free at a time: what is neither the engine keeps,
+    for prompts that come again or for other layers.
 
     Args:
         attribution: A run's facts and what they mean.
@@ -91,6 +93,7 @@ def list_blocks(attribution: Attribution) -> pl.DataFrame:
             "tokens": table["filled"],
             "sequences": table["owners"],
             "block_tokens": table["block_tokens"],
+            "free_blocks": table["free"],
             "pool_blocks": max(row["allocated"] + row["free"] for row in own),
         }
         for own in tables

@@ -167,6 +167,7 @@ def _draw_table(name: str, block_tokens: int, table: Rows, x: Longs) -> BlockCha
     blocks = int((allocated + free).max())
     # In hundredths of a block, since the last block of a sequence is filled in part.
     levels = {
+        "kept": np.full_like(free, 100 * blocks),
         "free": 100 * (allocated + free),
         "reserved": 100 * allocated,
         "slack": 100 * used,

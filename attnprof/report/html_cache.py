@@ -32,6 +32,7 @@ _BLOCK_KEYS = {
     "slack": "not filled, in blocks with tokens",
     "reserved": "given to a sequence, no token yet",
     "free": "free",
+    "kept": "neither a sequence's nor free",
 }
 
 

@@ -1,22 +1,26 @@
 """What figures say: legends, labels that stay inside, colours that mean one thing."""
 
 from itertools import pairwise
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
 import pytest
 
 from attnprof.palette import COLOURS, LESS, MORE, SERIES
+from attnprof.run import NO_OPS
 from attnprof.units import format_bytes
 from attnprof_dashboard.components.tables import show_value
 from attnprof_dashboard.data.timeline_index import Window
-from attnprof_dashboard.figures.bars import draw_waterfall
-from attnprof_dashboard.figures.blocks import STATES, draw_raster, find_states
+from attnprof_dashboard.figures.bars import draw_lines, draw_waterfall
+from attnprof_dashboard.figures.blocks import STATES, draw_raster, find_states, sum_blocks
 from attnprof_dashboard.figures.growth import draw_growth, draw_law
 from attnprof_dashboard.figures.layers import draw_own_peaks, shorten
 from attnprof_dashboard.figures.timeline import Marks, draw_timeline
-from attnprof_dashboard.pages.kv_cache import draw_blocks, draw_rasters
+from attnprof_dashboard.pages import kv_cache
+from attnprof_dashboard.pages.kv_cache import draw_blocks
+from attnprof_dashboard.pages.page import Subject
 from attnprof_dashboard.table import Unit
 
 SECOND = 10**9
@@ -104,25 +108,44 @@ def test_growth_names_every_category_once(sources: list[str]) -> None:
     assert sum("total" in name for name in named) == len(sources)
 
 
-def test_table_that_layers_share_is_drawn_once() -> None:
-    columns = {
-        "forward": [0, 1], "tokens": [6, 7], "block_tokens": [4, 4], "allocated_blocks": [3, 3],
-        "used_blocks": [2, 2], "shared_blocks": [1, 1], "free_blocks": [5, 5],
-        "last_block_slack_bytes": [64, 32],
-    }  # fmt: skip
-    rows = pl.DataFrame(columns)
-    frame = pl.concat([rows.with_columns(layer=pl.lit(f"h.{i}.attn")) for i in range(3)])
-    charts = draw_blocks(frame, "light")
-    assert [chart.key for chart in charts] == ["blocks"]
+def test_tables_that_are_the_same_are_drawn_once() -> None:
+    rows = [(0, 0, 4, 2), (0, 1, 2, 1), (0, 2, 0, 1), (1, 0, 4, 2), (1, 1, 3, 1), (1, 2, 0, 1)]
+    own = make_blocks(rows, 8, free=[5] * 3 + [3] * 3)
+    other = own.with_columns(pool=pl.lit(2), layers=pl.lit([2]))
+    charts = draw_blocks(pl.concat([own, other]), "light")
+    assert [chart.key for chart in charts] == ["blocks", "raster"]
     assert charts[0].title == "Blocks of 4 tokens over forwards"
-    figure = charts[0].figure
-    assert figure is not None
-    levels = {trace.name: list(trace.y) for trace in figure.data}
-    # 6 tokens fill 1.5 of the 2 blocks that are used; one of 3 has none, 5 are free.
-    assert {name: level[0] for name, level in levels.items()} == {
-        "shared": 1, "used": 0.5, "slack": 0.5, "taken, empty": 1, "free": 5,
-    }  # fmt: skip
-    assert [sum(level[i] for level in levels.values()) for i in (0, 1)] == [3 + 5, 3 + 5]
+    assert "(layers: 0, 1, 2)" in charts[0].why
+    assert charts[0].figure is not None
+    levels = {trace.name: list(trace.y)[1:-1] for trace in charts[0].figure.data}
+    assert levels == {
+        "shared": [1, 1],
+        "used": [2 / 4, 3 / 4],
+        "slack": [2 / 4, 1 / 4],
+        "taken, empty": [1, 1],
+        "kept": [0, 8 - 3 - 3],
+        "free": [5, 3],
+    }
+
+
+@pytest.mark.parametrize(
+    ("is_imported", "is_noted", "said", "drawn"),
+    [
+        (False, False, "attnprof run generate.py", []),
+        (True, False, NO_OPS[1:], []),
+        (False, True, "what the engine noted", ["blocks", "raster"]),
+    ],
+)
+def test_run_without_a_cache_is_told_why(
+    is_imported: bool, is_noted: bool, said: str, drawn: list[str]
+) -> None:
+    blocks = make_blocks([(0, 0, 4, 1)] if is_noted else [], 2)
+    digest = SimpleNamespace(
+        kv_cache=pl.DataFrame(), kv_blocks=blocks, facts={"is_imported": is_imported}
+    )
+    subject = cast(Subject, SimpleNamespace(digest=digest, scheme="light"))
+    assert said in str(kv_cache.layout(subject).to_plotly_json())
+    assert [chart.key for chart in kv_cache.charts(subject)] == drawn
 
 
 def test_small_pictures_have_room_between_their_marks() -> None:
@@ -133,19 +156,29 @@ def test_small_pictures_have_room_between_their_marks() -> None:
     assert all(b > a for a, b in pairwise(ticks))
 
 
-def make_blocks(rows: list[tuple[int, int, int, int]], pool_blocks: int) -> pl.DataFrame:
-    """Return rows of `Run.kv_blocks` from (forward, block, tokens, sequences)."""
+def make_blocks(
+    rows: list[tuple[int, int, int, int]], pool_blocks: int, free: list[int] | None = None
+) -> pl.DataFrame:
+    """Return rows of `Run.kv_blocks` from (forward, block, tokens, sequences).
+
+    Without ``free`` what is not in the rows is free.
+    """
     names = ("forward", "block", "tokens", "sequences")
     frame = pl.DataFrame(rows, schema=dict.fromkeys(names, pl.Int64), orient="row")
+    rest = pool_blocks - pl.len().over("forward").cast(pl.Int64)
     return frame.with_columns(
-        pool=pl.lit(1), layers=[0, 1], block_tokens=pl.lit(4), pool_blocks=pl.lit(pool_blocks)
+        pool=pl.lit(1),
+        layers=pl.lit([0, 1]),
+        block_tokens=pl.lit(4),
+        pool_blocks=pl.lit(pool_blocks),
+        free_blocks=rest if free is None else pl.Series(free),
     )
 
 
 def test_blocks_are_drawn_in_the_state_they_were_in() -> None:
     rows = [(3, 0, 4, 2), (3, 2, 4, 1), (3, 3, 1, 1), (7, 0, 4, 1), (7, 3, 0, 1)]
-    forwards, codes = find_states(make_blocks(rows, 5))
-    assert forwards == [3, 7]
+    numbers, forwards, codes = find_states(make_blocks(rows, 5))
+    assert (numbers, forwards) == ([0, 1, 2, 3, 4], [3, 7])
     assert [[STATES[code] for code in row] for row in codes.tolist()] == [
         ["shared", "used"],
         ["free", "free"],
@@ -153,11 +186,56 @@ def test_blocks_are_drawn_in_the_state_they_were_in() -> None:
         ["slack", "taken, empty"],
         ["free", "free"],
     ]
-    (chart,) = draw_rasters(make_blocks(rows, 5), "light")
+    _, chart = draw_blocks(make_blocks(rows, 5), "light")
     assert chart.figure is not None
     shown = {trace.name for trace in chart.figure.data if trace.name}
     assert shown == {"shared", "used", "slack", "taken, empty", "free"}
     assert chart.table.rows == rows
+
+
+def test_kept_blocks_are_those_that_were_left_full_the_latest_first() -> None:
+    rows = [(0, 4, 4, 1), (0, 5, 4, 1), (0, 6, 2, 1), (0, 7, 4, 1), (1, 5, 4, 1), (1, 7, 4, 1),
+            (2, 7, 4, 1)]  # fmt: skip
+    numbers, _, codes = find_states(make_blocks(rows, 4, free=[1] * 4 + [1] * 2 + [2]))
+    # Of eight numbers, four are the pool's: nobody was given the first ones.
+    assert numbers == [4, 5, 6, 7]
+    assert [[STATES[code] for code in row] for row in codes.tolist()] == [
+        ["used", "kept", "free"],
+        ["used", "used", "kept"],
+        ["slack", "free", "free"],
+        ["used", "used", "used"],
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_state_has_as_many_blocks_one_by_one_as_summed_up(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    rows, free = [], []
+    for forward in range(6):
+        blocks = draw.choice(9, size=draw.integers(1, 8), replace=False).tolist()
+        rows += [(forward, b, int(draw.integers(0, 5)), int(draw.integers(1, 3))) for b in blocks]
+        free += [int(draw.integers(0, 10 - len(blocks)))] * len(blocks)
+    frame = make_blocks(rows, 9, free)
+    sums = sum_blocks(frame)
+    _, _, codes = find_states(frame)
+    for name in ("free", "kept", "taken, empty", "shared"):
+        found = (codes == STATES.index(name)).sum(axis=0)
+        assert found.tolist() == sums[name].to_list()
+    assert sums.select(pl.sum_horizontal(STATES)).to_series().to_list() == pytest.approx([9] * 6)
+
+
+def test_stack_over_numbers_draws_a_column_around_each() -> None:
+    one = draw_lines([3], {"used": [5]}, scheme="light", title="forward", is_stacked=True)
+    assert list(one.data[0].y) == [5, 5, 5]
+    two = draw_lines([0, 1], {"used": [5, 9]}, scheme="light", title="forward", is_stacked=True)
+    x, y = list(two.data[0].x), list(two.data[0].y)
+    assert y == [5, 5, 9, 9]
+    assert x[1:-1] == [0, 1]
+    # The edges are half a number away, and rounded they are the number they belong to.
+    assert x[0] == pytest.approx(-0.5, abs=0.01)
+    assert x[-1] == pytest.approx(1.5, abs=0.01)
+    assert [round(edge) for edge in (x[0], x[-1])] == [0, 1]
+    assert two.data[0].line.shape == "hvh"
 
 
 def test_many_blocks_share_rows_in_the_state_of_most_of_them() -> None:

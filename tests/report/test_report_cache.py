@@ -162,6 +162,17 @@ def test_blocks_are_shared_used_slack_and_free() -> None:
     assert draw_blocks(make_frame(["h.0"])) == []
 
 
+def test_blocks_that_are_neither_taken_nor_free_are_no_smaller_pool() -> None:
+    frame = make_frame(["h.0"], **TABLE)
+    last = pl.col("forward") == FORWARDS - 1
+    kept = frame.with_columns(free_blocks=pl.when(last).then(1).otherwise(pl.col("free_blocks")))
+    (chart,) = draw_blocks(kept)
+    assert chart.blocks == 5 + 3
+    assert [area.kind for area in chart.areas][:2] == ["kept", "free"]
+    # Of 8 blocks 5 are taken and 1 is free at last: the outline falls to 2/8 from the top.
+    assert f"V{HEIGHT * 2 // 8}H{WIDTH}V{HEIGHT}" in chart.areas[1].path
+
+
 def test_layers_with_tables_of_their_own_have_rows_of_their_own() -> None:
     """Layers with a window have other blocks than those without, in one pool."""
     windowed = make_frame(["h.0", "h.2"], **TABLE | {"allocated_blocks": 2, "used_blocks": 2})

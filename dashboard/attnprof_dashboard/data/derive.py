@@ -30,7 +30,7 @@ from attnprof_dashboard.data.outlook import describe_outlook
 from attnprof_dashboard.data.segment_map import describe_allocator
 from attnprof_dashboard.data.timeline_index import Changes, write_index
 
-FORMAT = 7
+FORMAT = 8
 """Raised when the derived files change; older ones are then derived anew."""
 
 FACTS_FILE = "facts.json"
@@ -68,6 +68,7 @@ def derive(path: Path, out: Path) -> None:
         "status": run.status.value,
         "info": run.info,
         "is_dry": run.is_dry,
+        "is_imported": run.is_imported,
         "has_lost_commits": run.has_lost_commits,
         "ops": int(run.attribution.facts.count),
         "devices": found,

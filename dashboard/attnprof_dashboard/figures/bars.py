@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from attnprof.palette import LESS, MORE, SERIES, colour_of
 from attnprof.units import format_bytes
 from attnprof_dashboard.figures.layers import shorten
-from attnprof_dashboard.figures.theme import choose_unit, new_figure
+from attnprof_dashboard.figures.theme import FREE_EDGE, choose_unit, new_figure
 
 _LEGEND = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0}
 
@@ -22,6 +22,7 @@ def draw_lines(
     height: int = 320,
     unit: str = "bytes",
     colours: Mapping[str, str] | None = None,
+    edged: str = "",
 ) -> go.Figure:
     """Return series over whole numbers, such as steps.
 
@@ -34,8 +35,10 @@ def draw_lines(
         height: In pixels.
         unit: ``"bytes"``, or what is counted.
         colours: By series; without, one each.
+        edged: The area that has an edge, being too pale to be seen without.
     """
     figure = new_figure(scheme, height=height)
+    places, series = _close(x, series) if is_stacked else (list(x), series)
     is_size = unit == "bytes"
     largest = max((v for values in series.values() for v in values if v), default=1)
     factor, word = choose_unit(round(largest)) if is_size else (1, unit)
@@ -46,18 +49,19 @@ def draw_lines(
         ]
         area = {"stackgroup": "all", "fillcolor": colour} if is_stacked else {}
         figure.add_scatter(
-            x=list(x),
+            x=places,
             y=[None if v is None else v / factor for v in values],
             name=shorten(name),
             mode="lines" if len(x) > 60 or is_stacked else "lines+markers",
-            line={"color": colour, "shape": "hv" if is_stacked else "linear",
-                  "width": 0 if is_stacked else 2},
+            line={"color": FREE_EDGE if name == edged else colour,
+                  "shape": "hvh" if is_stacked else "linear",
+                  "width": 2 if not is_stacked else 1 if name == edged else 0},
             marker={"color": colour},
             customdata=shown,
             hovertemplate="<b>%{customdata}</b>",
             **area,
         )  # fmt: skip
-    ticks = {"dtick": 1} if len(x) <= 12 else {}
+    ticks = {"dtick": 1, "tick0": 0} if x and x[-1] - x[0] <= 12 else {}
     figure.update_xaxes(title_text=title, showgrid=False, tickformat=",d", **ticks)
     figure.update_yaxes(rangemode="tozero", ticksuffix=f" {word}")
     figure.update_layout(
@@ -65,6 +69,20 @@ def draw_lines(
         margin={"l": 8, "r": 16, "t": 30, "b": 8},
     )  # fmt: skip
     return figure
+
+
+def _close(
+    x: Sequence[int], series: Mapping[str, Sequence[float | None]]
+) -> tuple[list[float], dict[str, list[float | None]]]:
+    """Put an edge before the first number and after the last: each is then a column around itself.
+
+    Without, a stack over one number has no width, and the last of several is not drawn.
+    """
+    if not x:
+        return [], {name: list(values) for name, values in series.items()}
+    # A hair less than half: what a pointer says of an edge is rounded to its own number.
+    edges = [x[0] - 0.499, *x, x[-1] + 0.499]
+    return edges, {n: [values[0], *values, values[-1]] for n, values in series.items()}
 
 
 def draw_bars(

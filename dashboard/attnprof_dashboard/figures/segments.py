@@ -7,11 +7,10 @@ import plotly.graph_objects as go
 
 from attnprof.palette import SERIES, colour_of, stack_order
 from attnprof.units import format_bytes
-from attnprof_dashboard.figures.theme import choose_unit, new_figure
+from attnprof_dashboard.figures.theme import FREE, FREE_EDGE, choose_unit, new_figure
 
 MOST_SEGMENTS = 40
 """Rows of the map, the largest first; the table has all."""
-_FREE = "rgba(140, 143, 123, 0.18)"
 
 
 def draw_segments(segments: Sequence[Mapping[str, Any]], *, scheme: str) -> go.Figure:
@@ -34,7 +33,11 @@ def draw_segments(segments: Sequence[Mapping[str, Any]], *, scheme: str) -> go.F
             orientation="h",
             width=0.78,
             name=name or "free",
-            marker={"color": colour_of(name) if name else _FREE, "line": {"width": 0}},
+            marker=(
+                {"color": colour_of(name), "line": {"width": 0}}
+                if name
+                else {"color": FREE, "line": {"width": 1, "color": FREE_EDGE}}
+            ),
             customdata=[format_bytes(size) for size in sizes],
             hovertemplate=f"{name or 'free'}: <b>%{{customdata}}</b><extra></extra>",
         )

@@ -33,6 +33,10 @@ PHASE_COLOURS: dict[str, str] = {
 }
 """Muted, so that they are not mistaken for categories; the name stands on or under each."""
 
+FREE = "rgba(140, 143, 123, 0.22)"
+FREE_EDGE = "#8c8f7b"
+"""What nobody holds is pale, so that it stands back, with an edge that shows on either card."""
+
 CONFIG: dict[str, Any] = {
     "displayModeBar": False,
     "displaylogo": False,

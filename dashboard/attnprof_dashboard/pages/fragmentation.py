@@ -145,8 +145,8 @@ def _draw_segments(subject: Subject, found: dict[str, Any]) -> Chart:
     count = len(rows)
     which = f"the {MOST_SEGMENTS} largest of {count}" if count > MOST_SEGMENTS else "largest first"
     why = (
-        f"At {at:.6f} s, {when}: a row per segment, {which}. Pale is free, and can serve nothing "
-        "larger than itself."
+        f"At {at:.6f} s, {when}: a row per segment, {which}. Pale, with an edge, is free, and can "
+        "serve nothing larger than itself."
     )
     figure = draw_segments(found["segments"], scheme=subject.scheme)
     return Chart("segments", "Segments", why, Table(columns, rows), figure)

@@ -9,14 +9,15 @@ from dash.development.base_component import Component
 from attnprof.analysis.cache_forms import LayerCache, list_forms, take_largest
 from attnprof.analysis.cache_layers import CacheKind
 from attnprof.palette import colour_of
-from attnprof.report.fold import fold_names
+from attnprof.run import NO_OPS
 from attnprof.units import format_bytes
 from attnprof.vocabulary import Category
 from attnprof_dashboard.chart import Chart
 from attnprof_dashboard.components.cards import chart_card, message, tile, tiles
 from attnprof_dashboard.figures.bars import draw_bars, draw_lines
-from attnprof_dashboard.figures.blocks import draw_raster
+from attnprof_dashboard.figures.blocks import STATES, draw_raster, sum_blocks
 from attnprof_dashboard.figures.layers import natural_key
+from attnprof_dashboard.figures.theme import FREE
 from attnprof_dashboard.pages.page import Page, Subject
 from attnprof_dashboard.table import Column, Table, Unit
 
@@ -33,11 +34,12 @@ _FORWARD_COLUMNS = (
 _BLOCK_COLUMNS = (
     Column("forward", Unit.COUNT),
     Column("tokens", Unit.COUNT),
-    Column("allocated_blocks", Unit.COUNT, "of sequences"),
-    Column("used_blocks", Unit.COUNT, "with a token"),
-    Column("shared_blocks", Unit.COUNT, "of several sequences"),
-    Column("free_blocks", Unit.COUNT, "free"),
-    Column("last_block_slack_bytes", Unit.BYTES, "room in last blocks, per layer"),
+    Column("taken", Unit.COUNT, "of sequences"),
+    Column("filled", Unit.COUNT, "with a token"),
+    Column("shared", Unit.COUNT, "of several sequences"),
+    Column("kept", Unit.COUNT),
+    Column("free", Unit.COUNT),
+    Column("room", Unit.COUNT, "tokens that last blocks have room for"),
 )
 _USED = colour_of(Category.KV_CACHE)
 _COLOURS = {
@@ -45,25 +47,24 @@ _COLOURS = {
     "used": _USED,
     "slack": "rgba(134, 32, 122, 0.45)",
     "taken, empty": "rgba(134, 32, 122, 0.25)",
-    "free": "rgba(140, 143, 123, 0.22)",
+    "kept": "#9aa8b8",
+    "free": FREE,
     "old copy while growing": "#b8823a",
     "copies to attend": "#5f7fae",
 }
 """Of what the cache holds, shades of its category; of what is beside it, colours of their own."""
+_KEPT = (
+    " Kept are those that are neither a sequence's nor free: an engine holds blocks for prompts "
+    "that may come again, or for other layers."
+)
 
 
 def layout(subject: Subject) -> Component:
     """Return the page."""
     frame = subject.digest.kv_cache
-    if frame.is_empty():
-        return message(
-            "No KV cache",
-            "No forward without gradients left keys and values, or a recurrent state, behind. "
-            "Record an inference: ",
-            html.Code("attnprof run generate.py"),
-            ".",
-        )
     found = [chart_card(chart, "kv-cache") for chart in charts(subject)]
+    if frame.is_empty():
+        return html.Div([_explain_none(subject, is_noted=bool(found)), *found])
     return html.Div(
         [
             _tiles(take_largest(frame)),
@@ -75,18 +76,30 @@ def layout(subject: Subject) -> Component:
 
 def charts(subject: Subject) -> list[Chart]:
     """Return bytes over forwards, bytes per token, blocks of paged caches, and other forms."""
-    frame = subject.digest.kv_cache
+    frame, noted = subject.digest.kv_cache, subject.digest.kv_blocks
     if frame.is_empty():
-        return []
+        return draw_blocks(noted, subject.scheme)
     layers = take_largest(frame)
     return [
         _draw_forwards(frame, subject.scheme),
         _draw_per_token(layers, subject.scheme),
-        *draw_blocks(frame, subject.scheme),
-        *draw_rasters(subject.digest.kv_blocks, subject.scheme),
+        *draw_blocks(noted, subject.scheme),
         *_draw_forms(layers, subject.scheme),
         _list_layers(frame),
     ]
+
+
+def _explain_none(subject: Subject, *, is_noted: bool) -> Component:
+    """Say why no cache was found in what the run did."""
+    if subject.digest.facts["is_imported"]:
+        return message("No KV cache", f"{NO_OPS[0].upper()}{NO_OPS[1:]}.")
+    none = "No forward without gradients left keys and values, or a recurrent state, behind. "
+    if is_noted:
+        text = "Nothing was seen to be written into the pool; below is what the engine noted of it."
+        return message("No bytes of a KV cache", none, text)
+    return message(
+        "No KV cache", none, "Record an inference: ", html.Code("attnprof run generate.py"), "."
+    )
 
 
 def _tiles(layers: list[LayerCache]) -> Component:
@@ -178,67 +191,59 @@ def _draw_per_token(layers: list[LayerCache], scheme: str) -> Chart:
     return Chart("per-token", "Bytes per token", why, Table(columns, rows), figure)
 
 
-def draw_blocks(frame: pl.DataFrame, scheme: str) -> list[Chart]:
-    """Return the blocks of each table that an engine noted; layers that share one have one."""
-    known = frame.filter(pl.col("allocated_blocks").is_not_null())
-    tables: dict[str, tuple[pl.DataFrame, list[str]]] = {}
-    for (layer,), rows in known.group_by("layer", maintain_order=True):
-        own = rows.select("block_tokens", *(c.name for c in _BLOCK_COLUMNS)).sort("forward")
-        tables.setdefault(own.write_csv(), (own, []))[1].append(str(layer))
+def draw_blocks(blocks: pl.DataFrame, scheme: str) -> list[Chart]:
+    """Return per table that an engine noted its blocks over forwards, summed up and one by one.
+
+    Layers whose tables are the same have one.
+    """
+    tables: dict[str, tuple[pl.DataFrame, list[int]]] = {}
+    for rows in blocks.partition_by("pool", "layers", maintain_order=True):
+        own = rows.drop("pool", "layers")
+        tables.setdefault(own.write_csv(), (own, []))[1].extend(rows["layers"][0])
     return [
-        _draw_table(f"blocks-{number}" if number else "blocks", rows, layers, scheme)
-        for number, (rows, layers) in enumerate(tables.values())
+        draw(
+            f"{key}-{number}" if number else key, own, ", ".join(map(str, layers)) or "all", scheme
+        )
+        for number, (own, layers) in enumerate(tables.values())
+        for key, draw in (("blocks", _draw_sums), ("raster", _draw_raster))
     ]
 
 
-def _draw_table(key: str, rows: pl.DataFrame, layers: list[str], scheme: str) -> Chart:
-    size = int(rows["block_tokens"][0])
-    filled = pl.max_horizontal("shared_blocks", pl.col("tokens") / size)
-    filled = pl.min_horizontal(filled, "used_blocks")
-    levels = rows.select(
-        "forward",
-        shared=pl.col("shared_blocks"),
-        used=filled - pl.col("shared_blocks"),
-        slack=pl.col("used_blocks") - filled,
-        empty=pl.col("allocated_blocks") - pl.col("used_blocks"),
-        free=pl.col("free_blocks"),
-    )
-    names = {"shared": "shared", "used": "used", "slack": "slack", "taken, empty": "empty"}
-    series = {n: levels[c].to_list() for n, c in (names | {"free": "free"}).items()}
+def _draw_sums(key: str, blocks: pl.DataFrame, layers: str, scheme: str) -> Chart:
+    size = int(blocks["block_tokens"][0])
+    sums = sum_blocks(blocks)
+    series = {name: sums[name].to_list() for name in reversed(STATES)}
     figure = draw_lines(
-        levels["forward"].to_list(),
+        sums["forward"].to_list(),
         {name: values for name, values in series.items() if any(values)},
         scheme=scheme, title="forward", is_stacked=True, unit="blocks", colours=_COLOURS,
+        edged="free",
     )  # fmt: skip
-    of = ", ".join(fold_names(layers))
     why = (
-        f"As the engine noted them after every forward, for {of}: blocks of several sequences, of "
-        "one, the room in their last blocks, and what is free."
+        f"As the engine noted them after every forward (layers: {layers}): blocks of several "
+        "sequences, of one, the room in their last blocks, and what is free."
     )
+    if any(series["kept"]):
+        why += _KEPT
     title = f"Blocks of {size} tokens over forwards"
-    return Chart(key, title, why, Table.of(_BLOCK_COLUMNS, rows.to_dicts()), figure)
+    return Chart(key, title, why, Table.of(_BLOCK_COLUMNS, sums.to_dicts()), figure)
 
 
-def draw_rasters(blocks: pl.DataFrame, scheme: str) -> list[Chart]:
-    """Return for each table that an engine noted its blocks over forwards, one by one."""
-    if blocks.is_empty():
-        return []
-    tables = blocks.partition_by("pool", "layers", maintain_order=True)
-    return [_draw_raster(number, rows, scheme) for number, rows in enumerate(tables)]
-
-
-def _draw_raster(number: int, rows: pl.DataFrame, scheme: str) -> Chart:
-    figure, per_row = draw_raster(rows, scheme=scheme, colours=_COLOURS)
-    layers = ", ".join(map(str, rows["layers"][0])) or "all"
+def _draw_raster(key: str, blocks: pl.DataFrame, layers: str, scheme: str) -> Chart:
+    figure, per_row = draw_raster(blocks, scheme=scheme, colours=_COLOURS)
     why = (
         f"Each block of the pool after every forward (layers: {layers}): of several sequences, "
         "full, with room left, taken and empty, or free."
     )
+    if any(trace.name == "kept" for trace in figure.data):
+        why += (
+            f"{_KEPT} Which ones was not noted: those that sequences left full, the latest first."
+        )
     if per_row > 1:
         why += f" A row stands for {per_row} blocks, in the state that most of them are in."
     columns = [Column(name, Unit.COUNT) for name in ("forward", "block", "tokens", "sequences")]
-    table = Table(tuple(columns), rows.select(c.name for c in columns).rows())
-    return Chart(f"raster-{number}" if number else "raster", "Block by block", why, table, figure)
+    table = Table(tuple(columns), blocks.select(c.name for c in columns).rows())
+    return Chart(key, "Block by block", why, table, figure)
 
 
 def _draw_forms(layers: list[LayerCache], scheme: str) -> list[Chart]:
