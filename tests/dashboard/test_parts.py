@@ -2,7 +2,9 @@
 
 import gc
 import os
+import shutil
 import socket
+import time
 from collections.abc import Callable
 from copy import copy
 from pathlib import Path
@@ -19,6 +21,7 @@ from attnprof.report.compare import list_changes
 from attnprof_dashboard.comparison import Comparison
 from attnprof_dashboard.components.controls import list_runs
 from attnprof_dashboard.data.catalog import Catalog
+from attnprof_dashboard.data.derive import derive
 from attnprof_dashboard.data.growth_digest import GrowthDigest, Scale, interpolate
 from attnprof_dashboard.data.outlook import describe_outlook
 from attnprof_dashboard.data.segment_map import describe_allocator
@@ -192,6 +195,81 @@ def test_long_run_is_derived_in_another_process(
     for thread in list(store._working.values()):
         thread.join(timeout=120)
     assert store.open("decode").digest is not None
+
+
+def test_long_runs_are_derived_one_after_the_other(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attnprof_dashboard.data.store._LONG_RUN_BYTES", 0)
+    busy: list[Path] = []
+    most: list[int] = []
+
+    def derive_slowly(path: Path, out: Path) -> None:
+        busy.append(path)
+        time.sleep(0.1)
+        most.append(len(busy))
+        busy.remove(path)
+        derive(path, out)
+
+    monkeypatch.setattr("attnprof_dashboard.data.store._run_derive", derive_slowly)
+    store = DigestStore(Catalog(runs), tmp_path / "cache")
+    for key in ("job/rank-0", "job/rank-1", "decode"):
+        assert store.open(key).is_pending
+    for thread in list(store._working.values()):
+        thread.join(timeout=120)
+    assert most == [1, 1, 1]
+
+
+@pytest.fixture
+def own_run(runs: Path, tmp_path: Path) -> Path:
+    """Return a run that a test may change, alone in its directory."""
+    shutil.copytree(runs / "decode", tmp_path / "runs" / "own")
+    return tmp_path / "runs" / "own"
+
+
+def list_kept(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def test_older_states_of_a_run_are_not_kept(own_run: Path, tmp_path: Path) -> None:
+    store = DigestStore(Catalog(own_run.parent), tmp_path / "cache")
+    assert store.open("own").digest is not None
+    before = list_kept(store.folder)
+    os.utime(own_run / "run.json", (1, 1))
+    assert store.open("own").digest is not None
+    after = list_kept(store.folder)
+    assert (len(before), len(after)) == (1, 1)
+    assert before != after
+
+
+def test_derived_runs_are_bounded_by_their_bytes(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = DigestStore(Catalog(runs), tmp_path / "cache")
+    store.open("decode")
+    (first,) = list_kept(store.folder)
+    store.open("job/rank-0")
+    assert len(list_kept(store.folder)) == 2
+    os.utime(store.folder / first, (1, 1))
+    monkeypatch.setattr("attnprof_dashboard.data.store._MOST_KEPT_BYTES", 1)
+    assert store.open("job/rank-1").digest is not None
+    assert len(list_kept(store.folder)) == 1
+    # What another dashboard deleted is derived again.
+    assert store.open("decode").digest is not None
+
+
+def test_derived_run_that_goes_while_it_is_opened_is_told(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = DigestStore(Catalog(runs), tmp_path / "cache")
+    store.open("decode")
+
+    def fail(path: Path) -> None:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr("attnprof_dashboard.data.store.os.utime", fail)
+    other = DigestStore(Catalog(runs), tmp_path / "cache")
+    assert "cannot be read" in other.open("decode").error
 
 
 def test_server_says_that_its_port_is_taken(runs: Path, tmp_path: Path) -> None:

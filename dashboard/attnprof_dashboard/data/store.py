@@ -22,8 +22,11 @@ from attnprof_dashboard.data.growth_digest import GrowthDigest
 _LONG_RUN_BYTES = 16 << 20
 """Of its operators' table: from here on a run is derived in a process of its own."""
 _MOST_OPEN = 64
+_BETWEEN = "-"
+"""In the name of a state: the run before it, what was written of it after."""
 _MOST_KEPT = 200
-"""Derived runs on disk; those that were not used for longest go first."""
+_MOST_KEPT_BYTES = 8 << 30
+"""Derived runs on disk, in number and bytes; those that were not used for longest go first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,9 @@ class DigestStore:
         self._open: OrderedDict[str, tuple[str, Opened]] = OrderedDict()
         self._working: dict[str, threading.Thread] = {}
         self._failed: dict[str, str] = {}
+        # One after the other, or the ranks of a job would take the machine's memory together. Short
+        # runs do not wait for long ones.
+        self._turns = {is_long: threading.Lock() for is_long in (False, True)}
 
     def open(self, key: str, *, is_fresh: bool = True) -> Opened:
         """Return a run's digest, deriving it if need be.
@@ -73,13 +79,16 @@ class DigestStore:
         return self._open_entry(entry)
 
     def fingerprint(self, path: Path) -> str:
-        """Return a name for the state of a run: another one as soon as something was written."""
-        parts = [str(FORMAT), str(self._code_ns), str(path)]
+        """Return a name for the state of a run: another one as soon as something was written.
+
+        Those of one run begin alike.
+        """
+        parts = [str(FORMAT), str(self._code_ns)]
         for file in (path / name for name in (RUN_FILE, JOURNAL_FILE, GROWTH_FILE)):
             if file.exists():
                 stat = file.stat()
                 parts += [str(stat.st_size), str(stat.st_mtime_ns), str(stat.st_ino)]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+        return f"{_hash(str(path))}{_BETWEEN}{_hash(*parts)}"
 
     def _open_entry(self, entry: Entry) -> Opened:
         try:
@@ -88,12 +97,13 @@ class DigestStore:
             return Opened(error=f"it cannot be read: {error.strerror or error}")
         with self._lock:
             known = self._open.get(entry.key)
-            if known is not None and known[0] == name:
+            is_there = (self.folder / name / FACTS_FILE).exists()
+            if known is not None and known[0] == name and is_there:
                 return known[1]
             if name in self._failed:
                 return Opened(error=self._failed[name])
             worker = self._working.get(name)
-            if worker is None and not (self.folder / name / FACTS_FILE).exists():
+            if worker is None and not is_there:
                 worker = threading.Thread(target=self._derive, args=(entry.path, name), daemon=True)
                 self._working[name] = worker
                 worker.start()
@@ -109,13 +119,14 @@ class DigestStore:
                 return Opened(error=self._failed[name])
             try:
                 opened = _open_folder(self.folder / name)
+                os.utime(self.folder / name)
             except (OSError, ValueError, KeyError) as error:
                 return Opened(error=f"what was derived from it cannot be read: {error}")
-            os.utime(self.folder / name)
             self._open[key] = name, opened
             self._open.move_to_end(key)
             while len(self._open) > _MOST_OPEN:
                 self._open.popitem(last=False)
+            self._drop_older(name)
             return opened
 
     def _derive(self, path: Path, name: str) -> None:
@@ -125,7 +136,8 @@ class DigestStore:
             with tempfile.TemporaryDirectory(dir=self.folder, prefix=".new-") as new:
                 out = Path(new) / "run"
                 out.mkdir()
-                _run_derive(path, out)
+                with self._turns[_is_long(path)]:
+                    _run_derive(path, out)
                 if not (self.folder / name).exists():
                     out.rename(self.folder / name)
             self._evict()
@@ -136,11 +148,33 @@ class DigestStore:
             with self._lock:
                 self._working.pop(name, None)
 
+    def _drop_older(self, name: str) -> None:
+        """Delete what was derived of the same run before: nobody will ask for it again."""
+        for other in self.folder.glob(f"{name.partition(_BETWEEN)[0]}{_BETWEEN}*"):
+            if other.name != name:
+                shutil.rmtree(other, ignore_errors=True)
+
     def _evict(self) -> None:
-        kept = [p for p in self.folder.iterdir() if not p.name.startswith(".")]
-        kept.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-        for old in kept[_MOST_KEPT:]:
-            shutil.rmtree(old, ignore_errors=True)
+        """Delete what is too many or too much; the newest stays, however large it is."""
+        found = (_measure(p) for p in self.folder.iterdir() if not p.name.startswith("."))
+        total_bytes = 0
+        for number, (_, size_bytes, path) in enumerate(sorted(found, reverse=True)):
+            total_bytes += size_bytes
+            if number >= _MOST_KEPT or (number and total_bytes > _MOST_KEPT_BYTES):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _measure(folder: Path) -> tuple[float, int, Path]:
+    """Return when a directory was used last, its bytes, and the directory."""
+    try:
+        size_bytes = sum(file.stat().st_size for file in folder.rglob("*"))
+        return folder.stat().st_mtime, size_bytes, folder
+    except OSError:  # another dashboard is deleting it
+        return 0.0, 0, folder
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
 def _open_folder(folder: Path) -> Opened:
