@@ -13,7 +13,7 @@ from attnprof.vocabulary import Status
 from attnprof_dashboard.app import create_app
 from attnprof_dashboard.data.catalog import Catalog
 from attnprof_dashboard.data.live import LiveRun, LiveStore
-from attnprof_dashboard.data.live_device import OTHER, Device
+from attnprof_dashboard.data.live_device import OTHER, WINDOW_SECONDS, Device
 from attnprof_dashboard.pages.live import tick
 
 
@@ -148,6 +148,33 @@ def test_window_ends_with_what_is_live_now(writer: RunWriter) -> None:
     assert [(instant.time_ns, instant.total_bytes) for instant in quiet] == [(10**12 + 5, 30)]
     assert Device().instants(0, 5) == []
     writer.close(Status.COMPLETED)
+
+
+def test_short_run_is_drawn_event_by_event() -> None:
+    device = Device()
+    sizes = [5, -3, 7, -1, 2, -9]
+    for number, size in enumerate(sizes):
+        device.change(number * 1_000_000, size)
+    instants = device.instants(0, 5_000_000)
+    assert [instant.total_bytes for instant in instants] == [5, 2, 9, 8, 10, 1]
+
+
+@pytest.mark.parametrize("gap_ns", [1_000, 40_000_000, 300_000_000])
+def test_long_run_keeps_the_extremes_of_its_window(gap_ns: int) -> None:
+    device = Device()
+    totals = [(number * 37) % 1009 for number in range(20_000)]
+    for number, total in enumerate(totals):
+        device.change(number * gap_ns, total - device.total_bytes)
+    now = (len(totals) - 1) * gap_ns
+    since = max(0, now - int(WINDOW_SECONDS * 1e9))
+    shown = [instant.total_bytes for instant in device.instants(since, now)]
+    inside = totals[-(-since // gap_ns) :]
+    assert len(device.bins) <= 2 + int(WINDOW_SECONDS * 10.1)
+    assert device.bin_ns <= 100_000_000
+    assert max(shown) >= max(inside)
+    assert min(shown) <= min(inside)
+    # Where there is room for every event, none is left out.
+    assert gap_ns < 100_000_000 or set(inside) <= set(shown)
 
 
 def make_counted(*rows: tuple[int, int, int, int]) -> dict[str, dict[str, list[object]]]:

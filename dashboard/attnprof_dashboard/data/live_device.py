@@ -8,9 +8,12 @@ WINDOW_SECONDS = 120.0
 OTHER = "activations and all else"
 COUNTED = "only counted"
 """What the allocator counted at the end of a step that was not recorded, beyond what is known."""
-_BIN_NS = 100_000_000
-"""What is kept of the past: the extremes of every tenth of a second."""
-_MOST_BINS = int(WINDOW_SECONDS * 1e9) // _BIN_NS
+_WINDOW_NS = int(WINDOW_SECONDS * 1e9)
+_FINEST_NS = 95
+_COARSEST_NS = _FINEST_NS << 20
+"""Of what is kept of the past: the extremes of every tenth of a second, and of shorter stretches as
+long as there is room for them."""
+_MOST_BINS = _WINDOW_NS // _COARSEST_NS + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,8 @@ class Device:
     peak: Instant | None = None
     """The highest instant since the run began: exact, whatever the window shows."""
     bins: OrderedDict[int, tuple[Instant, Instant]] = field(default_factory=OrderedDict)
-    """Per tenth of a second its lowest and highest instant."""
+    """Per stretch of `bin_ns` its lowest and highest instant."""
+    bin_ns: int = _FINEST_NS
 
     def name(self, role: str, size_bytes: int) -> None:
         """Take note that bytes of a role came or, if negative, went; the total stays."""
@@ -43,20 +47,34 @@ class Device:
     def change(self, time_ns: int, size_bytes: int) -> None:
         """Take note that the total changed."""
         self.total_bytes += size_bytes
-        lowest, highest = self.bins.get(time_ns // _BIN_NS, (None, None))
+        lowest, highest = self.bins.get(time_ns // self.bin_ns, (None, None))
         is_low = lowest is None or self.total_bytes < lowest.total_bytes
         is_high = highest is None or self.total_bytes > highest.total_bytes
         if not (is_low or is_high):
             return
         now = Instant(time_ns, self.total_bytes, tuple(self._split()))
-        self.bins[time_ns // _BIN_NS] = (
+        self.bins[time_ns // self.bin_ns] = (
             now if is_low or lowest is None else lowest,
             now if is_high or highest is None else highest,
         )
         if self.peak is None or self.total_bytes > self.peak.total_bytes:
             self.peak = now
         while len(self.bins) > _MOST_BINS:
-            self.bins.popitem(last=False)
+            self._make_room(time_ns)
+
+    def _make_room(self, now_ns: int) -> None:
+        """Drop the oldest stretch if the window is past it, else merge stretches two by two."""
+        oldest = next(iter(self.bins))
+        if self.bin_ns == _COARSEST_NS or (oldest + 1) * self.bin_ns <= now_ns - _WINDOW_NS:
+            del self.bins[oldest]
+            return
+        fine, self.bins, self.bin_ns = self.bins, OrderedDict(), 2 * self.bin_ns
+        for at, (lowest, highest) in fine.items():
+            low, high = self.bins.get(at // 2, (lowest, highest))
+            self.bins[at // 2] = (
+                min(low, lowest, key=lambda instant: instant.total_bytes),
+                max(high, highest, key=lambda instant: instant.total_bytes),
+            )
 
     def hold(self, time_ns: int, total_bytes: int) -> None:
         """Take note of the total that an allocator's history tells."""
@@ -93,7 +111,7 @@ class Device:
             since_ns: When the window begins.
             now_ns: The time of the last event of any device.
         """
-        pairs = [pair for at, pair in self.bins.items() if (at + 1) * _BIN_NS > since_ns]
+        pairs = [pair for at, pair in self.bins.items() if (at + 1) * self.bin_ns > since_ns]
         by_time = {instant.time_ns: instant for pair in pairs for instant in pair}
         found = [by_time[time_ns] for time_ns in sorted(by_time)]
         if self.peak is None:

@@ -66,6 +66,7 @@ def make_template(scheme: str) -> dict[str, Any]:
         "title": {"font": {"color": muted, "size": 12}},
         "automargin": True,
         "ticklabelstandoff": 5,
+        "exponentformat": "none",  # "200μ s" is no way to write a time
     }
     layout = {
         "font": {"family": FONT, "size": 13, "color": ink},

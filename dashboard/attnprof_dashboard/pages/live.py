@@ -8,6 +8,7 @@ from dash import Dash, Input, Output, State, dcc, html, no_update
 from dash.development.base_component import Component
 
 from attnprof.palette import stack_order
+from attnprof.report.words import format_seconds
 from attnprof.units import format_bytes
 from attnprof.vocabulary import Status
 from attnprof_dashboard import ids, state
@@ -104,7 +105,7 @@ def say(glance: Glance, run: LiveRun, device: Device) -> list[Component]:
     peak = device.peak
     begin = run.begin_ns or 0
     highest = "the peak" if is_over else "highest so far"
-    where = f"{highest}, at {(peak.time_ns - begin) / 1e9:.1f} s" if peak else highest
+    where = f"{highest}, at {format_seconds((peak.time_ns - begin) / 1e9)}" if peak else highest
     size, headroom = _describe_headroom(run, device)
     behind = " Catching up with what was written before." if run.is_behind else ""
     seconds = (run.last_ns - begin) / 1e9
@@ -112,7 +113,7 @@ def say(glance: Glance, run: LiveRun, device: Device) -> list[Component]:
         *_list_others(glance),
         html.P(
             f"{status.capitalize()}: {run.steps:,} steps, {run.events:,} events, "
-            f"{seconds:.1f} s of the run.{behind}",
+            f"{format_seconds(seconds)} of the run.{behind}",
             className="readout live-said",
         ),
         tiles(
@@ -142,8 +143,8 @@ def draw(glance: Glance, run: LiveRun, device: Device) -> Chart:
     figure = draw_live(instants, device.peak, begin, scheme=glance.scheme)
     why = (
         f"The last {WINDOW_SECONDS:.0f} seconds, by what the program says of its tensors; extremes "
-        "of every tenth of a second are kept. Categories come when the run is read as a whole: see "
-        "the other pages."
+        "of every tenth of a second, or less, are kept. Categories come when the run is read as a "
+        "whole: see the other pages."
     )
     return Chart("live", "Live bytes", why, _tabulate(instants, begin), figure)
 
