@@ -34,8 +34,10 @@ def write_page(title: str, content: Any, tables: Mapping[str, Table]) -> str:
         tables: By key of the chart, its whole table.
     """
     name = escape(title)
-    style = (Path(__file__).parent / "assets" / "app.css").read_text("utf-8") + _STYLE
+    assets = Path(__file__).parent / "assets"
+    style = (assets / "app.css").read_text("utf-8") + _STYLE
     script = get_plotlyjs().replace("</script", "<\\/script")
+    script += (assets / "print.js").read_text("utf-8")
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -52,6 +52,16 @@ def test_html_forbids_loading(page: str) -> None:
     ]
 
 
+def test_html_on_paper_keeps_its_colours_and_dark_ink(page: str) -> None:
+    style = page[page.index("<style>") : page.index("</style>")]
+    assert "print-color-adjust: exact" in style[style.index("@media print") :]
+    assert re.findall(r"@media (.*)\(prefers-color-scheme: dark\)", style) == ["screen and "]
+
+
+def test_html_breaks_words_that_are_wider_than_a_phone(page: str) -> None:
+    assert re.search(r"^p, .*overflow-wrap: anywhere", page, re.MULTILINE)
+
+
 def test_html_is_small(page: str) -> None:
     assert len(page.encode()) < 5_000_000
 
