@@ -19,6 +19,8 @@ _FACTORS = {
 }
 _SIZE = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?|\.[0-9]+)\s*([a-zA-Z]*)\s*")
 _LENGTH_FACTORS = {"": 1, "k": 2**10, "m": 2**20}
+_MOST_DIGITS = 6
+"""That are added to a size before it is written out in bytes."""
 MOST_TOKENS = 2**40
 """The longest sequence that is asked about: more elements than 64 bits count are near."""
 
@@ -83,15 +85,33 @@ def parse_bytes(size: SupportsIndex | str) -> int:
     return round(float(match[1].replace("_", "")) * factor)
 
 
-def format_bytes(size_bytes: int) -> str:
-    """Return ``size_bytes`` as short text in binary units: ``"1.50 GiB"``, ``"17 B"``."""
+def format_bytes(size_bytes: int, *, more_digits: int = 0) -> str:
+    """Return ``size_bytes`` as short text in binary units: ``"1.50 GiB"``, ``"17 B"``.
+
+    Args:
+        size_bytes: The size.
+        more_digits: How many digits to add to what is usual for the unit.
+    """
     sign, size = ("-", -size_bytes) if size_bytes < 0 else ("", size_bytes)
     if size < 2**10:
         return f"{sign}{size} B"
-    for unit, factor, digits in (("KiB", 2**10, 1), ("MiB", 2**20, 1), ("GiB", 2**30, 2)):
+    for unit, factor, usual in (("KiB", 2**10, 1), ("MiB", 2**20, 1), ("GiB", 2**30, 2)):
+        digits = usual + more_digits
         if round(size / factor, digits) < 1024:
             return f"{sign}{size / factor:.{digits}f} {unit}"
-    return f"{sign}{size / 2**40:.2f} TiB"
+    return f"{sign}{size / 2**40:.{2 + more_digits}f} TiB"
+
+
+def format_apart(size_bytes: int, *others: int) -> list[str]:
+    """Return sizes as text, with so many digits that the first reads like no other size."""
+    sizes = (size_bytes, *others)
+    for more in range(_MOST_DIGITS):
+        texts = [format_bytes(size, more_digits=more) for size in sizes]
+        if all(
+            text != texts[0] for text, size in zip(texts, sizes, strict=True) if size != sizes[0]
+        ):
+            return texts
+    return [f"{size:,} B" for size in sizes]
 
 
 def require_countable(total_bytes: float, what: str, remedy: str) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from attnprof.units import (
     MOST_TOKENS,
+    format_apart,
     format_bytes,
     format_length,
     parse_bytes,
@@ -87,6 +88,20 @@ def test_format_writes_binary_units(size: int, text: str) -> None:
 @given(st.integers(0, 2**50))
 def test_format_and_parse_agree_within_rounding(size: int) -> None:
     assert parse_bytes(format_bytes(size)) == pytest.approx(size, rel=0.05, abs=1)
+
+
+@given(st.integers(0, 2**60), st.lists(st.integers(0, 2**60), max_size=3))
+def test_size_does_not_read_like_those_it_is_compared_with(size: int, others: list[int]) -> None:
+    first, *rest = format_apart(size, *others)
+    assert [text == first for text in rest] == [other == size for other in others]
+
+
+def test_sizes_have_no_more_digits_than_tell_them_apart() -> None:
+    assert format_apart(3 * 2**29, 2**20) == ["1.50 GiB", "1.0 MiB"]
+    assert format_apart(2**30, 2**30) == ["1.00 GiB", "1.00 GiB"]
+    assert format_apart(2**30, 2**30 + 2**20) == ["1.000 GiB", "1.001 GiB"]
+    assert format_apart(2**31, 2**30, 2**30 + 1) == ["2.00 GiB", "1.00 GiB", "1.00 GiB"]
+    assert format_apart(2**50, 2**50 + 1) == ["1,125,899,906,842,624 B", "1,125,899,906,842,625 B"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from attnprof.analysis.allocator import simulate_allocator
 from attnprof.analysis.peak import choose_device, find_peak
 from attnprof.errors import CaptureError, DryRunError, LengthError
 from attnprof.theory.devices import find_device
-from attnprof.units import MOST_TOKENS, format_bytes, parse_bytes
+from attnprof.units import MOST_TOKENS, format_apart, format_bytes, parse_bytes
 
 _TRUSTED_TRIALS = 8
 """After so many trials the law has misled, and the bracket is halved instead."""
@@ -61,14 +61,17 @@ class Wall:
     @property
     def sentence(self) -> str:
         """The wall and its evidence, in one sentence."""
-        capacity = "memory" if self.capacity_bytes is None else format_bytes(self.capacity_bytes)
+        compared = (self.next_bytes, self.capacity_bytes, self.peak_bytes)
+        known = [size for size in compared if size is not None]
+        texts = dict(zip(known, format_apart(*known), strict=True))
+        capacity = "memory" if self.capacity_bytes is None else texts[self.capacity_bytes]
         below = (
-            f"n = {self.seq_len:,} fits into {capacity} with {format_bytes(self.peak_bytes)}"
+            f"n = {self.seq_len:,} fits into {capacity} with {texts[self.peak_bytes]}"
             if self.seq_len
             else f"no length fits into {capacity}"
         )
         fails = "runs out" if self.by == "measured" else "cannot run"
-        needs = fails if self.next_bytes is None else f"needs {format_bytes(self.next_bytes)}"
+        needs = fails if self.next_bytes is None else f"needs {texts[self.next_bytes]}"
         trials = "1 dry run" if self.dry_runs == 1 else f"{self.dry_runs} dry runs"
         how = {"measured": "measured", "fit": "by fit"}.get(self.by, trials)
         text = f"{below}, n = {self.next_seq_len:,} {needs} ({self.counts} bytes, {how})"

@@ -153,7 +153,7 @@ def _section_laws(summary: GrowthSummary) -> str:
                 ("middle", escape(format_law(fit.pieces[fit.phase][-1]))),
                 ("word wide", escape(fit.phase)),
                 ("num", format_bytes(longest.sizes.get(name, 0))),
-                ("num middle", escape(format_share(held.get(name, 0), summary.largest_bytes))),
+                ("num middle", escape(_show_held(held.get(name, 0), summary.largest_bytes))),
             ]
         )
         for name, fit in summary.fits.items()
@@ -164,14 +164,18 @@ def _section_laws(summary: GrowthSummary) -> str:
         ("middle", "interval"),
         ("middle", "law"),
         ("wide", "in"),
-        ("num", f"at n = {summary.longest:,}"),
-        ("num middle", "of the peak"),
+        ("num", f"most at n = {summary.longest:,}"),
+        ("num middle", "at the peak of all"),
     ]
     why = (
-        "The most bytes of each category, at its own highest instant; its exponent is of what "
-        "grows above the constant part, with its 95 % interval."
+        "The most bytes of each category, at its own highest instant, and what it holds at that "
+        "of all; its exponent is of what grows above the constant part, with its 95 % interval."
     )
     return make_section("Law by category", why, make_table(head, rows))
+
+
+def _show_held(size_bytes: int, total_bytes: int) -> str:
+    return f"{format_bytes(size_bytes)}, {format_share(size_bytes, total_bytes)}"
 
 
 def _section_layers(summary: GrowthSummary) -> str:

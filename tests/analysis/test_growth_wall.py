@@ -108,6 +108,16 @@ def test_wall_counts_its_dry_runs(trials: int, said: str) -> None:
     assert wall.sentence.endswith(f"needs 120 B (live bytes, {said}")
 
 
+def test_wall_shows_that_the_next_length_needs_more() -> None:
+    wall = Wall(
+        seq_len=13_688, peak_bytes=23 * 2**30 - 2**20, next_seq_len=13_689,
+        next_bytes=23 * 2**30 + 2**20, capacity_bytes=23 * 2**30, by="fit", counts="live",
+    )  # fmt: skip
+    assert wall.sentence.startswith(
+        "n = 13,688 fits into 23.000 GiB with 22.999 GiB, n = 13,689 needs 23.001 GiB"
+    )
+
+
 def test_wall_is_zero_if_nothing_fits() -> None:
     wall = find_wall(1000, quadratic, fit=FIT, dry_run=FIT)
     assert (wall.seq_len, wall.peak_bytes, wall.next_seq_len) == (0, 0, 1)

@@ -11,6 +11,8 @@ from test_report_html import Elements, read_data
 from attnprof.report.growth_html import render_growth_html
 from attnprof.report.growth_summary import GrowthSummary, Point
 from attnprof.report.growth_verdict import write_growth_verdict
+from attnprof.report.verdict import format_share
+from attnprof.units import format_bytes
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,15 @@ def test_growth_page_loads_nothing(page: str) -> None:
 
 def test_growth_page_says_the_law_in_one_sentence(page: str) -> None:
     assert f'<p class="verdict">{write_growth_verdict(make_summary())}</p>' in page
+
+
+def test_growth_page_says_of_which_instant_sizes_of_categories_are() -> None:
+    summary = make_summary()
+    page = render_growth_html(summary)
+    assert f'<th class="num">most at n = {summary.longest:,}</th>' in page
+    (holder,) = [h for h in summary.holders if h.category == "softmax"]
+    share = format_share(holder.size_bytes, summary.largest_bytes)
+    assert f"{format_bytes(holder.size_bytes)}, {share}" in page
 
 
 def test_growth_page_has_a_mark_per_point_and_line(page: str) -> None:
