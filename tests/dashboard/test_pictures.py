@@ -70,6 +70,25 @@ def test_times_on_a_timeline_are_seconds_from_its_first() -> None:
     assert at_once.layout.xaxis.exponentformat == "none"
 
 
+@pytest.mark.parametrize("width_px", [380, 800])
+def test_names_of_phases_have_room(width_px: int) -> None:
+    ends = [0.07, 0.27, 0.40, 0.46, 0.58, 0.69, 0.735, 0.83, 0.94, 1.0]
+    phases = ["outside", *["forward", "backward", "optimizer"] * 3]
+    spans = [
+        (name, round(SECOND * first), round(SECOND * last))
+        for name, first, last in zip(phases, [0, *ends], ends, strict=False)
+    ]
+    times, total = np.array([0, SECOND]), np.array([1, 1])
+    window = Window(np.arange(2), times, total, {"softmax": total})
+    figure = draw_timeline(window, Marks(0, spans=spans), scheme="light")
+    sizes = {380: (11,), 800: (11, 10.9)}[width_px]
+    names = sorted((a.x, a.text) for a in figure.layout.annotations if a.font.size in sizes)
+    assert {text for _, text in names} >= {"forward", "backward"}
+    assert width_px == 380 or "optimizer" in {text for _, text in names}
+    for (x, one), (next_x, two) in pairwise(names):
+        assert (next_x - x) * width_px > 6.1 * (len(one) + len(two)) / 2
+
+
 def test_pointer_on_a_timeline_shows_each_size_in_its_own_unit() -> None:
     small, large = np.array([4, 0]), np.array([3 * 2**30, 2**20])
     by_category = {"inputs": small, "softmax": large}

@@ -15,8 +15,11 @@ from attnprof_dashboard.figures.theme import PHASE_COLOURS, choose_unit, new_fig
 MOST_SPANS = 160
 """More stretches of phases than this are not told apart in one picture."""
 _LEAST_SPAN = 0.06
-"""Of the width: a phase's name stands on stretches at least so wide."""
-
+"""Of the width: what is said of a gap stands on gaps at least so wide."""
+_LETTER_PX = 6.6
+_NAME_SIZES = {380: 11.0, 800: 10.9}
+"""By how wide the picture is at least, the font size of phases' names that have room then. It tells
+the style sheet which to leave out of a narrower one: how wide it is only the browser knows."""
 
 _NEAR_END = 0.2
 """Of the width: on a narrow screen half of the peak's text is as wide."""
@@ -181,7 +184,8 @@ def _draw_spans(
         for name, first, last in spans
         if last / 1e9 > begin and first / 1e9 < end
     ]
-    if end <= begin:
+    width = end - begin
+    if width <= 0:
         return
     shapes = [
         {
@@ -192,17 +196,37 @@ def _draw_spans(
     ]  # fmt: skip
     names = [
         {
-            "x": (first + last) / 2, "y": 1.062, "xref": "x", "yref": "paper", "yanchor": "bottom",
-            "text": name, "showarrow": False, "font": {"size": 11},
+            "x": begin + middle * width, "y": 1.062, "xref": "x", "yref": "paper",
+            "yanchor": "bottom", "text": name, "showarrow": False, "font": {"size": size},
         }
-        for name, first, last in inside
-        if last - first >= _LEAST_SPAN * (end - begin)
+        for name, middle, size in _place_names(
+            [(name, (x0 - begin) / width, (x1 - begin) / width) for name, x0, x1 in inside]
+        )
     ]  # fmt: skip
     # All at once: adding them one by one takes Plotly a fifth of a second.
     figure.update_layout(
         shapes=[*figure.layout.shapes, *shapes],
         annotations=[*figure.layout.annotations, *names],
     )
+
+
+def _place_names(spans: Sequence[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
+    """Return the names that have room, each with its middle and font size; see `_NAME_SIZES`.
+
+    Args:
+        spans: Name, begin and end in parts of the width. The longest are named first.
+    """
+    placed: dict[tuple[str, float], float] = {}
+    for width_px, size in _NAME_SIZES.items():
+        for name, first, last in sorted(spans, key=lambda span: span[1] - span[2]):
+            middle, room = (first + last) / 2, _LETTER_PX * len(name) / width_px
+            is_free = all(
+                abs(middle - other) > (room + _LETTER_PX * (len(word) + 1) / width_px) / 2
+                for word, other in placed
+            )
+            if is_free and last - first >= room / 2:
+                placed[name, middle] = size
+    return [(name, middle, size) for (name, middle), size in placed.items()]
 
 
 def _draw_gaps(
