@@ -23,6 +23,7 @@ from attnprof.attribution.output_bits import OutputBits
 from attnprof.attribution.pairs import Pair, Pairs, Pattern, has_clean_sides, pattern_of
 from attnprof.attribution.products import (
     CONVOLUTION,
+    FILLED_ANEW,
     INTEGERS,
     LINEARS,
     NORMALISING,
@@ -152,6 +153,8 @@ class Flow:
         origin = max(origins, default=Origin.CONSTANT)
         if kind == CONVOLUTION and Origin.PARAMETER in origins:
             origin = Origin.ACTIVATION
+        if facts.short_names[facts.code[op]] in FILLED_ANEW:
+            origin = Origin.CONSTANT
         if (
             not origins
             and facts.scope[op] < 0
@@ -257,7 +260,8 @@ class Flow:
         for row in self._facts.rows_out(op):
             # Indices found among scores (a top-k, a sort) are not scores, nor what they gather.
             is_index = self._facts.signature_of(row).dtype in INTEGERS
-            if not is_index and pair.keeps_sides(self.bits[row]):
+            is_scaled = pair.sides != SIDES and self._scales_features(row, rows)
+            if not (is_index or is_scaled) and pair.keeps_sides(self.bits[row]):
                 self.pair_of[row] = number
                 if is_normalised:
                     self._normalised.add(row)
@@ -267,6 +271,15 @@ class Flow:
             else:
                 self._forget_sides([row])
         (pair.between if kept else pair.beside).append(op)
+
+    def _scales_features(self, out: int, rows: range) -> bool:
+        """Return whether a number per token, as of a product with one key, scales features."""
+        own = [
+            self._facts.signature_of(row).shape[-1:]
+            for row in rows
+            if self._pair_of_input(row) is not None
+        ]
+        return self.bits[out][-1:] == (FEATURE,) and own == [(1,)] * len(own)
 
     def _forget_sides(self, rows: Iterable[int]) -> None:
         for row in rows:

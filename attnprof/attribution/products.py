@@ -32,6 +32,9 @@ SHAPED_LIKE = frozenset({"new_ones", "ones_like"})
 """Ops that take from their operand nothing but its shape. What is made empty, or of another number,
 is more often a place to write to."""
 
+FILLED_ANEW = frozenset({"new_zeros", "zeros_like"})
+"""Ops that take from their operand nothing but its shape or dtype: states begin with them."""
+
 INDEXING = re.compile(r"^(index|gather|scatter|embedding|take)")
 """Ops whose integer operands are places in another operand."""
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn import functional
 
 import attnprof
 
@@ -294,3 +295,37 @@ class Segments(nn.Module):
 def test_segments_that_see_the_one_before_are_a_band(length: int, sees_all: bool) -> None:
     rows = list_rows(Segments(length, sees_all=sees_all), x=torch.randn(BATCH, 23, WIDTH))
     assert rows[""][0] == ("materialised" if sees_all else "banded")
+
+
+class Remembering(nn.Module):
+    """Infini-attention: segments, and a memory of those before that is read by linear attention."""
+
+    def __init__(self, *, is_normalised: bool) -> None:
+        super().__init__()
+        self.project, self.is_normalised = nn.Linear(WIDTH, 3 * WIDTH), is_normalised
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        q, k, v = self.project(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        width = WIDTH // HEADS
+        memory, total = x.new_zeros(BATCH, HEADS, width, width), x.new_zeros(BATCH, HEADS, width, 1)
+        mixed = []
+        for query, key, value in zip(*(t.split(8, 2) for t in (q, k, v)), strict=True):
+            asking, asked = functional.elu(query) + 1, functional.elu(key) + 1
+            read, known = asking @ memory, asked @ memory
+            if self.is_normalised:
+                read, known = read / (asking @ total + 1), known / (asked @ total + 1)
+            mixed.append(read + (query @ key.mT).softmax(-1) @ value)
+            memory = memory + asked.mT @ (value - known)
+            total = total + asked.sum(2).unsqueeze(-1)
+        return (torch.cat(mixed, 2),)
+
+
+@pytest.mark.parametrize("is_normalised", [False, True])
+def test_what_a_memory_is_divided_by_is_no_score(is_normalised: bool) -> None:
+    model = Remembering(is_normalised=is_normalised)
+    with attnprof.trace(samples_per_second=0) as tracer:
+        model(torch.randn(BATCH, 23, WIDTH))[0].square().mean().backward()
+    (row,) = tracer.run.layers().rows(named=True)
+    shapes = [row[name] for name in ("kind", "batch", "heads", "q_len", "k_len")]
+    assert shapes == ["banded", BATCH, HEADS, 8, 8]
+    assert row["softmax_bytes"] == BATCH * HEADS * (8 * 8 + 8 * 8 + 7 * 7) * 4
