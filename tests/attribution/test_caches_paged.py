@@ -157,5 +157,13 @@ def test_what_is_no_number_in_a_block_table_is_refused(wrong: dict[str, Any]) ->
         note_blocks(torch.zeros(1), **wrong)
 
 
-def test_block_tables_cost_nothing_without_a_trace() -> None:
-    note_blocks(torch.zeros(1), block_tokens=4, free_blocks=1, sequences=[([0], 3)])
+def test_block_tables_are_noted_in_a_trace_only() -> None:
+    pool, table = torch.zeros(8), {"block_tokens": 4, "free_blocks": 1}
+    note_blocks(pool, **table, sequences=[([0], 3)])
+    with attnprof.trace(samples_per_second=0) as tracer:
+        pool.add_(1)
+        note_blocks(pool, **table, sequences=[([1], 2)])
+    note_blocks(pool, **table, sequences=[([2], 1)])
+    rows = tracer.run.attribution.facts.stored.table("block_tables")
+    assert rows["blocks"].to_pylist() == [[1]]
+    assert rows["filled"].to_pylist() == [[2]]
