@@ -196,10 +196,10 @@ class Run:
         it has ended; over the layers of one category, ``held_bytes`` sums to that category then.
 
         Columns: step, forward, phase, layer, category, kind, dtype, batch, kv_heads, head_dim,
-        tokens, held_bytes, reachable_bytes, used_bytes, bytes_per_token, transient_bytes,
-        growing_bytes, expanded_bytes, and for paged caches block_tokens, allocated_blocks,
-        used_blocks, shared_blocks, free_blocks and last_block_slack_bytes. `describe_kv_cache`
-        in ``attnprof.analysis.kv_cache`` says what each means.
+        value_dim, tokens, held_bytes, reachable_bytes, used_bytes, bytes_per_token,
+        transient_bytes, growing_bytes, expanded_bytes, and for paged caches block_tokens,
+        allocated_blocks, used_blocks, shared_blocks, free_blocks and last_block_slack_bytes.
+        `describe_kv_cache` in ``attnprof.analysis.kv_cache`` says what each means.
         """
         return describe_kv_cache(self.attribution)
 

@@ -1,6 +1,7 @@
 """A prompt of 512 tokens and 128 new ones: what a cache costs, and what another form would."""
 
 import io
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 import attnprof
 from attnprof.analysis.cache_forms import cache_bytes_at, list_forms, max_batch, take_largest
+from attnprof.analysis.kv_cache import SCHEMA
 from attnprof.report.cache_summary import summarise_cache
 from attnprof.report.summary import summarise
 from attnprof.report.text import render_text
@@ -30,6 +32,11 @@ TOKEN = 2 * KV_HEADS * HEAD_DIM * FLOAT
 
 COUNTER = 8
 """transformers' static cache counts its tokens in an int64 of its own in every layer."""
+
+
+def test_every_column_is_named_where_it_is_asked_for() -> None:
+    words = re.findall(r"\w+", Run.kv_cache.__doc__ or "")
+    assert set(SCHEMA) <= set(words)
 
 
 def make_model(attention: str) -> nn.Module:
