@@ -155,6 +155,23 @@ def parse_length(length: SupportsIndex | str) -> int:
     return int(tokens)
 
 
+def parse_length_argument(text: str) -> int:
+    """Return a sequence length; for ``type`` of argparse, which shows no message of a ValueError.
+
+    Args:
+        text: As for `parse_length`.
+
+    Raises:
+        ArgumentTypeError: `parse_length` refuses it, for the same reason.
+    """
+    from argparse import ArgumentTypeError
+
+    try:
+        return parse_length(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
 def _read_length(text: str) -> Fraction:
     match = _SIZE.fullmatch(text)
     factor = _LENGTH_FACTORS.get(match[2].lower()) if match else None

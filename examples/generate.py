@@ -17,7 +17,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import attnprof
-from attnprof.units import format_bytes, parse_length
+from attnprof.units import format_bytes, parse_length_argument
 
 BATCH = 2
 LAYERS, HEADS, KV_HEADS, HEAD_DIM = 4, 8, 2, 32
@@ -54,7 +54,7 @@ def main() -> None:
     """Generate under a trace and print the cache of each layer."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--seq-len", type=parse_length, default=512, metavar="N", help="prompt and answer"
+        "--seq-len", type=parse_length_argument, default=512, metavar="N", help="prompt and answer"
     )
     seq_len = parser.parse_args().seq_len
     if seq_len <= NEW_TOKENS:

@@ -19,7 +19,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import attnprof
-from attnprof.units import format_bytes, parse_length
+from attnprof.units import format_bytes, parse_length_argument
 
 Step = Callable[[], None]
 
@@ -73,7 +73,11 @@ def main() -> None:
     """Print the peaks of dry runs."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "seq_lens", type=parse_length, nargs="*", default=[2**13, 2**17, 2**20], metavar="N"
+        "seq_lens",
+        type=parse_length_argument,
+        nargs="*",
+        default=[2**13, 2**17, 2**20],
+        metavar="N",
     )
     seq_lens = parser.parse_args().seq_lens
     for make in (make_step, make_inference_step):

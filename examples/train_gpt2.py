@@ -15,7 +15,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import attnprof
-from attnprof.units import format_bytes, parse_length
+from attnprof.units import format_bytes, parse_length_argument
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--attention", choices=["eager", "sdpa"], default="eager")
     parser.add_argument("--out", metavar="DIR", help="default: runs/gpt2-ATTENTION")
     for name, default in (("layers", 4), ("seq-len", 512), ("batch", 2), ("steps", 3)):
-        parser.add_argument(f"--{name}", type=parse_length, default=default)
+        parser.add_argument(f"--{name}", type=parse_length_argument, default=default)
     options = parser.parse_args()
 
     config = GPT2Config(

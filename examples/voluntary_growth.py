@@ -11,14 +11,14 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import attnprof
-from attnprof.units import format_bytes, parse_length
+from attnprof.units import format_bytes, parse_length_argument
 
 
 def main() -> None:
     """Train on batches of different lengths; print the growth that this shows."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--longest", type=parse_length, default=512, metavar="N")
-    parser.add_argument("--steps", type=parse_length, default=8)
+    parser.add_argument("--longest", type=parse_length_argument, default=512, metavar="N")
+    parser.add_argument("--steps", type=parse_length_argument, default=8)
     options = parser.parse_args()
 
     config = GPT2Config(

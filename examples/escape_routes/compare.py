@@ -34,7 +34,7 @@ from rich.table import Table
 import attnprof
 from attnprof.errors import DryRunError
 from attnprof.growth import Fit, read_capacity
-from attnprof.units import format_bytes, format_length, parse_length
+from attnprof.units import format_bytes, format_length, parse_length_argument
 
 ROUTES = {
     "materialised": materialised.make_step,
@@ -201,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--routes", nargs="+", choices=ROUTES, default=list(ROUTES), metavar="R")
     parser.add_argument(
-        "--seq-lens", nargs="+", type=parse_length, default=[256, 512, 1024], metavar="N"
+        "--seq-lens", nargs="+", type=parse_length_argument, default=[256, 512, 1024], metavar="N"
     )
     parser.add_argument("--dry-run", action="store_true", help="use fake tensors, and no memory")
     parser.add_argument("--device", default="H200", help="whose wall to look for; default: H200")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import attnprof
-from attnprof.units import parse_length
+from attnprof.units import parse_length_argument
 
 BATCH = 2
 LAYERS = 2
@@ -125,7 +125,7 @@ def show_growth(*makers: MakeStep) -> None:
     """Sweep the lengths on the command line and print by which laws memory grows."""
     parser = argparse.ArgumentParser(description="Print how a training step's memory grows.")
     parser.add_argument(
-        "seq_lens", type=parse_length, nargs="*", default=[256, 512, 1024], metavar="N"
+        "seq_lens", type=parse_length_argument, nargs="*", default=[256, 512, 1024], metavar="N"
     )
     seq_lens = parser.parse_args().seq_lens
     torch.set_num_threads(1)  # more would spend their time waiting: the ops are small

@@ -130,3 +130,26 @@ def test_llama_runs_dry_at_a_million_tokens(run_example: RunExample) -> None:
     printed = run_example("llama.py", "1M")
     assert "make_inference_step on an H200:" in printed
     assert "kv_cache 128." in printed  # GiB: 2 · 32 layers · 2^20 tokens · 8 heads · 128 · 2 bytes
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("escape_routes/compare.py", ["--seq-lens", "0"]),
+        ("escape_routes/sdpa.py", ["0"]),
+        ("generate.py", ["--seq-len", "0"]),
+        ("llama.py", ["0"]),
+        ("train_gpt2.py", ["--seq-len", "0"]),
+        ("voluntary_growth.py", ["--longest", "0"]),
+    ],
+)
+def test_length_that_is_none_is_refused_with_the_reason(
+    run_example: RunExample,
+    capsys: pytest.CaptureFixture[str],
+    script: str,
+    arguments: list[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        run_example(script, *arguments)
+    reason = "a sequence length must be a whole number from 1 on, got '0'"
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f": {reason}")
