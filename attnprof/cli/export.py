@@ -51,5 +51,9 @@ def export(
         content = chosen.render(loaded)
         replace_file(target, content, keep_out_of=loaded.path)
     size = len(content) if isinstance(content, bytes) else len(content.encode())
-    say(f"wrote {target} ({format_bytes(size)}); open it with {chosen.opens_with}")
+    done = f"wrote {target} ({format_bytes(size)})"
+    if loaded.allocations.is_empty():
+        say(f"{done}, which is empty: no blocks of memory were recorded in the run")
+    else:
+        say(f"{done}; open it with {chosen.opens_with}")
     return 0

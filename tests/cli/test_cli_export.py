@@ -36,6 +36,19 @@ def test_file_is_named_as_the_run(
     assert f"wrote {name} (" in captured.err
 
 
+@pytest.mark.parametrize("to", ["memory_viz", "perfetto", "parquet", "csv"])
+def test_file_of_a_run_without_blocks_is_called_empty(
+    to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with attnprof.trace(tmp_path / "run", samples_per_second=0):
+        pass
+    out = tmp_path / "out"
+    assert main(["export", str(tmp_path / "run"), "--to", to, "--out", str(out)]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"attnprof: wrote {out} (")
+    assert line.endswith("which is empty: no blocks of memory were recorded in the run")
+
+
 def test_exported_snapshot_can_be_imported(recorded: Path, tmp_path: Path) -> None:
     snapshot = str(tmp_path / "s.pickle")
     assert main(["export", str(recorded / "run"), "--to", "memory_viz", "--out", snapshot]) == 0
