@@ -20,30 +20,21 @@ from attnprof.analysis.wall import Probe, count_needed_bytes
 from attnprof.capture.dry_run import dry_run as dry_run_once
 from attnprof.capture.endings import status_of
 from attnprof.capture.isolated import check_importable, describe_error, record_isolated
+from attnprof.capture.sweep_journal import FINISHED, SweepJournal
 from attnprof.capture.workload import (
     MakeStep,
     check_workload,
-    identify,
-    name_of,
     record_workload,
 )
-from attnprof.errors import CaptureError, DryRunError
+from attnprof.errors import DryRunError
 from attnprof.growth import Growth
 from attnprof.store.lengths import (
     DRY_RUN,
-    GROWTH_FILE,
     MEASURED,
     SKIPPED,
     Length,
-    StoredGrowth,
-    read_growth,
-    run_directory,
-    write_growth,
 )
-from attnprof.store.writer import claim_directory
 from attnprof.vocabulary import Status
-
-_FINISHED = (Status.COMPLETED, Status.OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +126,7 @@ def sweep(
     if isolate and plan.measured:
         check_importable(make_step)
     home = _Home(directory)
-    journal = _Journal(home.path, plan)
+    journal = SweepJournal(home.path, plan.make_step, plan.settings)
     todo = [(source, n) for source in plan.sources for n in lengths if not journal.has(source, n)]
     with _showing(progress, len(todo)) as show:
         for done, (source, n) in enumerate(todo):
@@ -193,97 +184,7 @@ def _remove(path: Path, owner: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-class _Journal:
-    """The growth.json of a sweep under way, written after every length."""
-
-    def __init__(self, path: Path, plan: _Plan) -> None:
-        """Continue the sweep in ``path``, or begin one.
-
-        Raises:
-            CaptureError: The directory holds something else, or another sweep.
-            RunFormatError: Its growth.json is damaged.
-        """
-        self._path = path
-        self._identity = identify(plan.make_step)
-        self._name = name_of(plan.make_step)
-        self._settings = plan.settings
-        self.lengths: dict[tuple[str, int], Length] = {}
-        if not (path / GROWTH_FILE).exists():
-            claim_directory(path)
-            return
-        before = read_growth(path)
-        self._check_same(before)
-        self._settings = before.settings | self._settings
-        for length in before.lengths:
-            self.lengths[length.source, length.seq_len] = length
-
-    def _check_same(self, before: StoredGrowth) -> None:
-        if self._identity is None:
-            raise CaptureError(
-                f"{self._path} holds a sweep of {before.make_step}, and nothing tells whether "
-                f"{self._name} is the same function: it is a lambda, or holds objects; give "
-                "another directory, or a function at the top level of a file"
-            )
-        if before.make_step != self._identity:
-            raise CaptureError(
-                f"{self._path} holds a sweep of {before.make_step}, not of {self._identity}; give "
-                "another directory, or remove that one"
-            )
-        for source, settings in self._settings.items():
-            other = before.settings.get(source, settings)
-            if other != settings:
-                raise CaptureError(
-                    f"{self._path} holds {_NAMES[source]} with {_describe(other, settings)}, not "
-                    f"with {_describe(settings, other)}, and the two cannot be compared; give "
-                    "another directory, or the same settings"
-                )
-
-    def has(self, source: str, seq_len: int) -> bool:
-        """Return whether a length is finished; one that failed is to be tried again."""
-        length = self.lengths.get((source, seq_len))
-        return length is not None and length.status in _FINISHED
-
-    def has_any(self, source: str) -> bool:
-        """Return whether some length is finished."""
-        return any(self.has(source, seq_len) for _, seq_len in self.lengths)
-
-    def find_full(self, source: str, seq_len: int) -> int | None:
-        """Return a shorter length that ran out of memory, if there is one."""
-        return next(
-            (
-                length.seq_len
-                for length in self.lengths.values()
-                if length.source == source
-                and length.seq_len < seq_len
-                and length.status == Status.OUT_OF_MEMORY
-            ),
-            None,
-        )
-
-    def add(self, length: Length) -> None:
-        """Note how a length went."""
-        self.lengths[length.source, length.seq_len] = length
-        listed = tuple(self.lengths[key] for key in sorted(self.lengths))
-        write_growth(self._path, StoredGrowth(self._identity or self._name, self._settings, listed))
-
-    def directory_of(self, source: str, seq_len: int) -> Path:
-        """Return where the run of a length is to be."""
-        return run_directory(self._path, source, seq_len)
-
-
-_NAMES = {MEASURED: "measured runs", DRY_RUN: "dry runs"}
-
-
-def _describe(settings: dict[str, Any], other: dict[str, Any]) -> str:
-    """Return in words what is not the same in two settings, as the first has it."""
-    return ", ".join(
-        f"{name} {'not given' if settings.get(name) is None else settings.get(name)}"
-        for name in sorted({*settings, *other})
-        if settings.get(name) != other.get(name)
-    )
-
-
-def _run_length(plan: _Plan, journal: _Journal, source: str, seq_len: int) -> Length:
+def _run_length(plan: _Plan, journal: SweepJournal, source: str, seq_len: int) -> Length:
     full = journal.find_full(source, seq_len)
     if full is not None and not plan.isolate:
         return Length(seq_len, source, SKIPPED, f"n = {full} had run out of memory")
@@ -302,7 +203,7 @@ def _run_length(plan: _Plan, journal: _Journal, source: str, seq_len: int) -> Le
             return Length(seq_len, source, Status.FAILED.value, describe_error(error))
         error.add_note(f"attnprof.sweep() was at n = {seq_len} ({source}); {plan.what_remains}")
         raise
-    if status not in _FINISHED or not unfinished.exists():
+    if status not in FINISHED or not unfinished.exists():
         shutil.rmtree(unfinished, ignore_errors=True)
         return Length(seq_len, source, status.value, reason)
     unfinished.rename(directory)
