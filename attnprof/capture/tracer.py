@@ -118,7 +118,7 @@ class Tracer:
         self._optimizers: OptimizerWatch | None = None
         self._writer: RunWriter | None = None
         self._modes: ThreadModes | None = None
-        self._thread = threading.current_thread()
+        self._thread: threading.Thread | None = None
         self._process = -1
 
     @property
@@ -256,6 +256,7 @@ class Tracer:
 
     def _end_elsewhere(self, error: BaseException | None) -> None:
         assert self._modes is not None
+        assert self._thread is not None
         problem = CaptureError(
             f"a trace must end in the thread that began it, {self._thread.name}, and this is "
             f"{threading.current_thread().name}; it has ended now, and what was recorded is in "
