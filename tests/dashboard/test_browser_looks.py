@@ -11,6 +11,10 @@ LIGHT, DARK = "rgb(22, 24, 29)", "rgb(231, 233, 237)"
 """Ink."""
 
 _WIDTHS = f"() => [...document.querySelectorAll('{PLOT}')].map((g) => g._fullLayout.width)"
+_FILLED = f"""() => [...document.querySelectorAll('{PLOT}')].every(
+    (g) => g.parentElement.clientWidth > 680
+        && Math.abs(g._fullLayout.width - g.parentElement.clientWidth) < 2)"""
+"""Whether figures are as wide as their cards, on a screen."""
 _INK = f"() => document.querySelector('{PLOT}')._fullLayout.font.color"
 _STYLE = "([selector, name]) => getComputedStyle(document.querySelector(selector))[name]"
 
@@ -31,18 +35,18 @@ def test_paper_has_dark_ink_colours_and_whole_figures(screen: Screen) -> None:
     screen.page.keyboard.press("d")
     screen.page.wait_for_function(f"() => ({_INK})() === '#e7e9ed'", timeout=READY_MS)
     screen.page.wait_for_selector(":root[data-mantine-color-scheme=dark]", timeout=READY_MS)
-    before = screen.page.evaluate(_WIDTHS)
+    screen.page.wait_for_function(_FILLED, timeout=READY_MS)
     screen.page.evaluate("dispatchEvent(new Event('beforeprint'))")
     screen.page.emulate_media(media="print")
-    assert max(screen.page.evaluate(_WIDTHS)) <= 680
-    assert screen.page.evaluate(_INK) == "#16181d"
+    screen.page.wait_for_function(f"() => Math.max(...({_WIDTHS})()) <= 680", timeout=READY_MS)
+    screen.page.wait_for_function(f"() => ({_INK})() === '#16181d'", timeout=READY_MS)
     assert style(screen, "body", "color") == LIGHT
     assert style(screen, ".swatch", "printColorAdjust") == "exact"
     assert style(screen, ".shell-header", "display") == "none"
     screen.page.emulate_media(media="screen")
     screen.page.evaluate("dispatchEvent(new Event('afterprint'))")
-    assert screen.page.evaluate(_WIDTHS) == before
-    assert screen.page.evaluate(_INK) == "#e7e9ed"
+    screen.page.wait_for_function(_FILLED, timeout=READY_MS)
+    screen.page.wait_for_function(f"() => ({_INK})() === '#e7e9ed'", timeout=READY_MS)
     assert style(screen, "body", "color") == DARK
 
 

@@ -22,8 +22,14 @@
     return text ? `?${text}` : "";
   }
 
+  /* Two gestures may be told of at once: the second goes on from what the first has changed. */
+  function become(changes) {
+    view = { ...view, ...changes };
+    return view;
+  }
+
   function change(next) {
-    window.dash_clientside.set_props("view", { data: { ...view, ...next } });
+    window.dash_clientside.set_props("view", { data: become(next) });
   }
 
   /* The times that keys jump to; none on other pages. */
@@ -236,6 +242,10 @@
     }
   }
 
+  /* What plotly takes for one double click, and the last click on the timeline. */
+  const DOUBLE_CLICK_MS = 300;
+  let clicked = { time: -Infinity, before: {} };
+
   window.dash_clientside = window.dash_clientside || {};
   window.dash_clientside.attnprof = {
     /* The view's store is the truth; the address bar and the header follow it. */
@@ -276,27 +286,32 @@
 
     zoom(relayout, data) {
       if (!relayout || !data) return NONE();
-      if (relayout["xaxis.autorange"]) return { ...data, t0: null, t1: null };
+      // A double click shows all again; its first click has chosen an instant by then.
+      const isDouble = performance.now() - clicked.time < 2 * DOUBLE_CLICK_MS;
+      const whole = { t0: null, t1: null, ...(isDouble ? clicked.before : {}) };
+      if (relayout["xaxis.autorange"]) return become(whole);
       const range = relayout["xaxis.range"]
         ?? [relayout["xaxis.range[0]"], relayout["xaxis.range[1]"]];
       if (range[0] === undefined || range[1] === undefined) return NONE();
       const [t0, t1] = range.map((seconds) => Math.round(seconds * 1e9));
       const marks = readMarks();
       const isWhole = marks !== null && t0 <= 0 && t1 >= marks.end;
-      const next = isWhole ? { t0: null, t1: null } : { t0: Math.max(0, t0), t1 };
+      const next = isWhole ? whole : { t0: Math.max(0, t0), t1 };
       if (next.t0 === (data.t0 ?? null) && next.t1 === (data.t1 ?? null)) return NONE();
-      return { ...data, ...next };
+      return become(next);
     },
 
-    click(clicked, opened, data) {
+    click(click, opened, data) {
       const by = window.dash_clientside.callback_context.triggered_id;
-      if (by === "timeline" && clicked) {
-        const point = clicked.points.find((p) => isSet(p.customdata));
-        if (!point) return NONE();
-        return { ...data, at: Math.max(0, Number(point.customdata)), block: null };
+      if (by === "timeline" && click) {
+        const point = click.points.find((p) => isSet(p.customdata));
+        const time = performance.now();
+        if (!point || time - clicked.time < DOUBLE_CLICK_MS) return NONE();
+        clicked = { time, before: { at: view.at ?? null, block: view.block ?? null } };
+        return become({ at: Math.max(0, Number(point.customdata)), block: null });
       }
       if (by === "drawer" && opened === false && isSet(data.at)) {
-        return { ...data, at: null, since: null, block: null };
+        return become({ at: null, since: null, block: null });
       }
       return NONE();
     },
@@ -315,10 +330,10 @@
     },
 
     pick(clicks, data) {
-      const clicked = window.dash_clientside.callback_context.triggered[0]?.value;
-      const point = clicked?.points.find((p) => isSet(p.customdata));
+      const click = window.dash_clientside.callback_context.triggered[0]?.value;
+      const point = click?.points.find((p) => isSet(p.customdata));
       if (!point || !data) return NONE();
-      return { ...data, at: Math.max(0, Number(point.customdata)), step: null };
+      return become({ at: Math.max(0, Number(point.customdata)), step: null });
     },
 
     /* Of a heatmap Dash passes on where it was clicked, and not what its cell leads to. */
