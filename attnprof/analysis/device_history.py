@@ -15,6 +15,7 @@ from attnprof.analysis.allocator.history import (
     list_lives,
     list_seedings,
 )
+from attnprof.analysis.allocator.pools import PrivateSegments, find_pools
 from attnprof.analysis.allocator.settings import AllocatorSettings
 from attnprof.attribution.attribute import Attribution
 from attnprof.attribution.facts import Ints
@@ -38,6 +39,8 @@ class DeviceHistory:
     op: Ints
     """Per event, the op that was running, or -1."""
     stream: Ints
+    pool: Ints
+    """Per event, the number of the private pool it happened in, or `SHARED`."""
     rows: Ints
     """Per event, its row in `allocator_events`."""
     stack: Ints
@@ -90,6 +93,7 @@ def read_histories(
     """
     settings = read_settings(about)
     columns = stored.columns("allocator_events")
+    private = stored.columns("private_segments")
     stack = stored.columns("allocator_contexts")["stack"]
     if not len(stack):  # a traced program's events have no stacks
         stack = np.full(len(columns["device"]), -1)
@@ -121,12 +125,24 @@ def read_histories(
                 time_ns=own["time_ns"],
                 op=own["op"],
                 stream=own["stream"],
+                pool=find_pools(events, _list_private(private, number, rows)),
                 rows=rows,
                 stack=stack[rows],
                 settings=settings,
             )
         )
     return histories
+
+
+def _list_private(columns: dict[str, Ints], device: int, rows: Ints) -> PrivateSegments:
+    """Return what was listed of a device's private segments, in terms of its own events."""
+    own = {name: values[columns["device"] == device] for name, values in columns.items()}
+    return PrivateSegments(
+        event=np.searchsorted(rows, own["event"]),
+        address=own["address"],
+        size_bytes=own["size_bytes"],
+        pool=own["pool"],
+    )
 
 
 def read_settings(recorded: dict[str, object]) -> AllocatorSettings:

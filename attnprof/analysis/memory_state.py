@@ -1,6 +1,7 @@
 """What the allocator held at an instant, and why a request failed, from its own history."""
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import polars as pl
@@ -9,10 +10,10 @@ from attnprof.analysis.allocator.history import (
     OOM,
     SEGMENT_GIVEN,
     SEGMENT_TAKEN,
-    Events,
     Ints,
     list_seedings,
 )
+from attnprof.analysis.allocator.pools import SHARED
 from attnprof.analysis.allocator.segments import Span, cut, list_gaps, merge
 from attnprof.analysis.allocator.settings import AllocatorSettings
 from attnprof.analysis.allocator.simulation import simulate_allocator
@@ -36,6 +37,10 @@ class MemoryState:
     """Pieces that the reserved memory without blocks is in."""
     largest_free_block_bytes: int
     """The largest of them."""
+    private_bytes: int
+    """What of ``allocated_bytes`` lies in private pools, as CUDA graphs have them."""
+    private_free_bytes: int
+    """What of ``free_bytes`` lies in such pools, and serves nobody else."""
 
     @property
     def free_bytes(self) -> int:
@@ -71,9 +76,18 @@ class FailedRequest:
 
     @property
     def is_fragmented(self) -> bool:
-        """Whether the free memory would have been enough in one piece."""
-        free_bytes = self.state.free_bytes + (0 if self.is_capped else self.device_free_bytes)
-        return self.requested_bytes <= free_bytes
+        """Whether the free memory would have been enough in one piece.
+
+        The request is taken for one of the pool that everyone shares; few releases of torch say it.
+        """
+        return self.missing_bytes <= 0
+
+    @property
+    def missing_bytes(self) -> int:
+        """How much more than was free, outside of private pools, the request needed; else 0."""
+        device_free_bytes = 0 if self.is_capped else self.device_free_bytes
+        free_bytes = self.state.free_bytes - self.state.private_free_bytes + device_free_bytes
+        return max(self.requested_bytes - free_bytes, 0)
 
 
 def _is_capped(requested_bytes: int, device_free_bytes: int) -> bool:
@@ -92,17 +106,22 @@ def describe_state(history: DeviceHistory, at: int) -> MemoryState:
     is_allocated = (lives.end[held] < 0) | (lives.end[held] > at)
     sizes = lives.size_bytes[held]
     starts = history.events.address[lives.begin[held]]
-    gaps = list_gaps(spans, list(zip(starts.tolist(), (starts + sizes).tolist(), strict=True)))
+    blocks = list(zip(starts.tolist(), (starts + sizes).tolist(), strict=True))
+    gaps = {pool: list_gaps(own, blocks) for pool, own in spans.items()}
+    all_gaps = list(chain.from_iterable(gaps.values()))
+    is_private = history.pool[lives.begin[held]] != SHARED
     return MemoryState(
         allocated_bytes=int(sizes[is_allocated].sum()),
         awaiting_bytes=int(sizes[~is_allocated].sum()),
-        reserved_bytes=sum(end - begin for begin, end in spans),
-        free_blocks=len(gaps),
-        largest_free_block_bytes=max(gaps, default=0),
+        reserved_bytes=sum(end - begin for own in spans.values() for begin, end in own),
+        free_blocks=len(all_gaps),
+        largest_free_block_bytes=max(all_gaps, default=0),
+        private_bytes=int(sizes[is_allocated & is_private].sum()),
+        private_free_bytes=sum(all_gaps) - sum(gaps.get(SHARED, ())),
     )
 
 
-def map_memory(history: DeviceHistory, at: int) -> tuple[list[Span], Ints]:
+def map_memory(history: DeviceHistory, at: int) -> tuple[dict[int, list[Span]], Ints]:
     """Return the segments that were reserved after an event, and the blocks that cover them.
 
     Args:
@@ -110,16 +129,19 @@ def map_memory(history: DeviceHistory, at: int) -> tuple[list[Span], Ints]:
         at: The event; of seeds, all of them have happened then.
 
     Returns:
-        The segments, and rows of `DeviceHistory.lives`; both in the order of addresses. Blocks
-        that other streams still use after the program let go of them are among these.
+        The segments of each pool, and rows of `DeviceHistory.lives`; both in the order of
+        addresses. Blocks that other streams still use after the program let go of them are among
+        these.
     """
     events, lives = history.events, history.lives
     first, at = find_seeds(history, at)
     taken = lives.begin <= at
     held = np.flatnonzero(taken & ((lives.reusable < 0) | (lives.reusable > at)))
-    spans = list(_list_segments(events, first, at).items())
     # Pages that lie beside each other serve one block; segments of cudaMalloc do not.
-    spans = merge(spans) if history.settings.expandable_segments else sorted(spans)
+    put_in_order = merge if history.settings.expandable_segments else sorted
+    spans = {
+        pool: put_in_order(own.items()) for pool, own in _list_segments(history, first, at).items()
+    }
     return spans, held[np.argsort(events.address[lives.begin[held]], kind="stable")]
 
 
@@ -132,18 +154,24 @@ def find_seeds(history: DeviceHistory, at: int) -> tuple[int, int]:
     return begin, at
 
 
-def _list_segments(events: Events, first: int, last: int) -> dict[int, int]:
-    """Return the segments there are after ``last``; what was before ``first`` is told anew."""
+def _list_segments(history: DeviceHistory, first: int, last: int) -> dict[int, dict[int, int]]:
+    """Return the segments there are after ``last``; what was before ``first`` is told anew.
+
+    Returns:
+        Per pool, the end of each by its beginning.
+    """
+    events = history.events
     kind = events.kind[: last + 1]
     rows = np.flatnonzero((kind == SEGMENT_TAKEN) | (kind == SEGMENT_GIVEN))
-    spans: dict[int, int] = {}
+    spans: dict[int, dict[int, int]] = {}
     for row in rows[rows >= first].tolist():
         begin = int(events.address[row])
         end = begin + int(events.size_bytes[row])
         if kind[row] == SEGMENT_TAKEN:
-            spans[begin] = end
+            spans.setdefault(int(history.pool[row]), {})[begin] = end
         else:
-            cut(spans, begin, end)
+            for own in spans.values():
+                cut(own, begin, end)
     return spans
 
 
@@ -226,11 +254,15 @@ def _try_expandable(
             "size_bytes": [requested],
         }
     )
-    before = own.filter(pl.col("start") < position).with_columns(pl.col("device").cast(pl.String))
+    spans, _ = map_memory(history, at)
+    private = [span for pool, own_spans in spans.items() if pool != SHARED for span in own_spans]
+    in_private = [pl.col("address").is_between(*span, closed="left") for span in private]
+    before = own.filter(pl.col("start") < position, ~pl.any_horizontal(False, *in_private))
+    before = before.with_columns(pl.col("device").cast(pl.String))
     simulated = simulate_allocator(
         pl.concat([before.select(failed.columns), failed]),
         device=history.device,
         settings=AllocatorSettings(expandable_segments=True),
-        capacity_bytes=state.reserved_bytes + device_free_bytes,
+        capacity_bytes=sum(end - begin for begin, end in spans.get(SHARED, ())) + device_free_bytes,
     )
     return simulated.out_of_memory is None

@@ -1,4 +1,4 @@
-"""The CUDA caching allocator's own history: every private call into ``torch.cuda`` lives here.
+"""The CUDA caching allocator's own history, through the private part of ``torch.cuda``.
 
 The history is the truth for sizes and lifetimes on a GPU: it sees what ops take inside
 themselves and what compiled code takes. While an op runs, `capture.ops` has the allocator note the
@@ -16,12 +16,17 @@ Known limitations:
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from attnprof.capture.devices import GpuReader
+from attnprof.capture.cuda_counters import (
+    Counters,
+    count_devices,
+    note_process,
+    read_counters,
+    read_pinned,
+)
 from attnprof.capture.endings import text_of
 from attnprof.capture.recorder import Recorder
 from attnprof.store.schema import RESUMED, SEED, SEGMENT_SEED
@@ -32,27 +37,13 @@ RING_EVENTS = 1_000_000
 OP_PREFIX = "attnprof:"
 """An allocation's metadata is this and the number of the op that made it."""
 
-COUNTERS = ("allocated_bytes", "reserved_bytes")
-"""What is read of ``torch.cuda.memory_stats``, to hold the answers against."""
-PINNED = ("allocated_bytes", "active_bytes")
-"""What ``torch.cuda.host_memory_stats`` calls pinned memory, kept for reuse, and that in use."""
-_PINNED_BEFORE_2_10 = ("reserved_bytes", "allocated_bytes")
-
+_TAKES_SEGMENTS = {"segment_alloc", "segment_map"}
+_GIVES_SEGMENTS = {"segment_free", "segment_unmap"}
 _NO_POOL = (0, 0)
 """The number of the pool that everyone shares."""
 
 IDLE_EVENTS = 1000
 """Events the allocator keeps while steps are only counted: enough to hold a failed request."""
-
-
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """What torch counts on a device."""
-
-    allocated_bytes: int
-    peak_bytes: int
-    reserved_bytes: int
-    reserved_peak_bytes: int
 
 
 def describe_support() -> list[tuple[str, bool, str]]:
@@ -68,18 +59,6 @@ def describe_support() -> list[tuple[str, bool, str]]:
         ("allocator history", _has("_record_memory_history"), "torch.cuda.memory"),
         ("allocations tagged with ops", _has("_set_memory_metadata"), "torch 2.10 and newer"),
     ]
-
-
-def describe_pinned(stats: dict[str, int]) -> dict[str, int]:
-    """Return what `PINNED` names of ``torch.cuda.host_memory_stats``, if anything was pinned."""
-    counters = PINNED if f"{PINNED[1]}.peak" in stats else _PINNED_BEFORE_2_10
-    if not stats.get(f"{counters[0]}.peak"):
-        return {}
-    return {
-        f"{name}_{which}": stats[f"{counter}.{which}"]
-        for name, counter in zip(PINNED, counters, strict=True)
-        for which in ("current", "peak")
-    }
 
 
 class AllocatorHistory:
@@ -104,6 +83,12 @@ class AllocatorHistory:
         self._is_paused = False
         self._newest: dict[int, dict[str, Any]] = {}
         """Per device, the last event that was moved to the recorder."""
+        self._moved_events = 0
+        """How many events the recorder was given."""
+        self._pools: dict[tuple[int, int], int] = {}
+        """Numbers of private pools by what torch calls them."""
+        self._private: set[tuple[int, ...]] = set()
+        """The private segments that the recorder knows of."""
         self.info: dict[str, Any] = {}
         """What run.json says under ``allocator``; empty if CUDA was not used."""
 
@@ -135,10 +120,11 @@ class AllocatorHistory:
         try:
             if self._is_ours:  # first: recording does not stay on, whatever cannot be read
                 torch.cuda.memory._record_memory_history(enabled=None)
-            self._read_counters("end")
-            self._read_process()
+            self._note_counters("end")
+            note_process(self.info["devices"])
             self._read_pools()
-            self._read_pinned()
+            if pinned := read_pinned():
+                self.info["pinned"] = pinned
         except Exception as error:
             first_line = text_of(error).partition("\n")[0]
             self.info["unread"] = f"{type(error).__name__}: {first_line}"
@@ -148,12 +134,16 @@ class AllocatorHistory:
         if not self._is_started or self._is_paused:
             return
         snapshot = torch.cuda.memory._snapshot()
+        actions: set[str] = set()
         for device, trace in enumerate(snapshot["device_traces"]):
             if not trace:
                 continue
             new = trace[self._find_new(device, trace) :]
             self._newest[device] = trace[-1]
             self._add(device, (_read_event(event) for event in new))
+            actions.update(event["action"] for event in new)
+        if not actions.isdisjoint(_TAKES_SEGMENTS | _GIVES_SEGMENTS):
+            self._add_private(snapshot, anew=not actions.isdisjoint(_GIVES_SEGMENTS))
         if self._is_ours:
             torch.cuda.memory._record_memory_history(**_cheapest_settings())
             self._newest.clear()
@@ -187,7 +177,8 @@ class AllocatorHistory:
         self._newest = {} if self._is_ours else {d: trace[-1] for d, trace in traces if trace}
         for segment in snapshot["segments"]:
             self._add(segment["device"], _list_seeds(segment, -1))
-        self._read_counters("begin")
+        self._add_private(snapshot, anew=True)
+        self._note_counters("begin")
         self.info["notes_ops"] = _has("_set_memory_metadata")
         if self.info["notes_ops"]:
             get_tag = getattr(torch.cuda.memory, "_get_memory_metadata", None)
@@ -198,15 +189,7 @@ class AllocatorHistory:
         """Return torch's counters of every device that has memory; none before CUDA is used."""
         if not self._is_started:
             return {}
-        found = {}
-        for device in range(torch.cuda.device_count()):
-            stats = torch.cuda.memory_stats_as_nested_dict(device)
-            if stats and stats["reserved_bytes"]["all"]["peak"]:
-                counted = [stats[name]["all"] for name in COUNTERS]
-                found[device] = Counters(
-                    *(each[which] for each in counted for which in ("current", "peak"))
-                )
-        return found
+        return count_devices()
 
     def pause(self) -> None:
         """Record no events for a while; all up to now have been collected."""
@@ -248,44 +231,49 @@ class AllocatorHistory:
                 self._newest[device] = trace[-1]
         for segment in snapshot["segments"]:
             self._add(segment["device"], _list_seeds(segment, op))
+        self._add_private(snapshot, anew=True)
         return snapshot
 
     def _add(self, device: int, rows: Iterator[tuple[Any, ...]]) -> None:
         number = self._recorder.find_device(torch.device("cuda", device))
-        self._recorder.allocator_events.extend((number, *row) for row in rows)
+        events = [(number, *row) for row in rows]
+        self._recorder.allocator_events.extend(events)
+        self._moved_events += len(events)
 
-    def _read_counters(self, when: str) -> None:
-        """Note torch's own counters of every device; a device without any has zeros."""
+    def _add_private(self, snapshot: dict[str, Any], *, anew: bool) -> None:
+        """Note which segments belong to private pools; of most releases the events do not say it.
+
+        Args:
+            snapshot: The allocator's.
+            anew: Whether to note those too that were noted before: others may have had their place.
+        """
+        found: set[tuple[int, ...]] = set()
+        for segment in snapshot["segments"]:
+            pool = _find_pool(segment)
+            if pool != _NO_POOL:
+                number = self._pools.setdefault(pool, len(self._pools) + 1)
+                device = self._recorder.find_device(torch.device("cuda", segment["device"]))
+                found.add((device, segment["address"], segment["total_size"], number))
+        new = sorted(found if anew else found - self._private)
+        self._recorder.private_segments.extend((self._moved_events, *each) for each in new)
+        self._private = found
+
+    def _note_counters(self, when: str) -> None:
         devices = self.info.setdefault("devices", {})
-        for device in range(torch.cuda.device_count()):
-            stats = torch.cuda.memory_stats(device)
-            counted = {
-                f"{name}_{which}": stats.get(f"{name}.all.{which}", 0)
-                for name in COUNTERS
-                for which in ("current", "peak")
-            }
-            devices.setdefault(f"cuda:{device}", {})[when] = counted
+        for device, counted in read_counters().items():
+            devices.setdefault(device, {})[when] = counted
 
     def _read_pools(self) -> None:
         """Note what private pools (of CUDA graphs, ``torch.cuda.MemPool``) hold in the end."""
         for segment in torch.cuda.memory._snapshot()["segments"]:
-            if tuple(segment.get("segment_pool_id", _NO_POOL)) != _NO_POOL:
+            if _find_pool(segment) != _NO_POOL:
                 counted = self.info["devices"][f"cuda:{segment['device']}"]["end"]
                 counted["private_bytes"] = counted.get("private_bytes", 0) + segment["total_size"]
 
-    def _read_pinned(self) -> None:
-        """Note how much of the host's memory torch pinned, which no device's history tells."""
-        read = getattr(torch.cuda, "host_memory_stats", None)
-        if pinned := describe_pinned(read() if read is not None else {}):
-            self.info["pinned"] = pinned
 
-    def _read_process(self) -> None:
-        """Note what NVML counts for the whole process, the CUDA context and libraries included."""
-        gpus = GpuReader()
-        for device, own_bytes, *_ in gpus.read():
-            if device in self.info["devices"] and own_bytes:
-                self.info["devices"][device]["end"]["process_bytes"] = own_bytes
-        gpus.close()
+def _find_pool(segment: dict[str, Any]) -> tuple[int, int]:
+    first, second = segment.get("segment_pool_id", _NO_POOL)
+    return first, second
 
 
 def _identify(event: dict[str, Any]) -> tuple[Any, ...]:

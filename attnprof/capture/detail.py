@@ -16,7 +16,8 @@ import time
 
 import torch
 
-from attnprof.capture.cuda import AllocatorHistory, Counters
+from attnprof.capture.cuda import AllocatorHistory
+from attnprof.capture.cuda_counters import Counters
 from attnprof.capture.recorder import Recorder
 from attnprof.capture.threads import ThreadModes
 

@@ -18,6 +18,7 @@ from attnprof.store.schema import (
     IDENTITIES,
     MARKS,
     MODULES,
+    PRIVATE_SEGMENTS,
     SAMPLES,
     SCOPES,
 )
@@ -68,6 +69,7 @@ class Recorder:
         self.modules: list[tuple[int, int, str, str]] = []
         self.samples: list[tuple[int, str, int, int, int]] = []
         self.allocator_events: list[tuple[Any, ...]] = []
+        self.private_segments: list[tuple[int, ...]] = []
         self.block_tables: list[tuple[Any, ...]] = []
         self.counted_steps: list[tuple[int, ...]] = []
         self.committed_ops = 0
@@ -180,6 +182,7 @@ class Recorder:
         _take_rows(columns, "block_tables", BLOCK_TABLES.names, self.block_tables)
         _take_rows(columns, "counted_steps", COUNTED_STEPS.names, self.counted_steps)
         _take_rows(columns, "allocator_events", ALLOCATOR_EVENTS.names, self.allocator_events)
+        _take_rows(columns, "private_segments", PRIVATE_SEGMENTS.names, self.private_segments)
         self._take_vocabulary(columns)
         return columns
 

@@ -20,13 +20,22 @@ from attnprof.analysis.allocator.history import (
 )
 from attnprof.analysis.allocator.segments import cut
 from attnprof.errors import SnapshotError
-from attnprof.interop.snapshot import Block, Ints, Segment, Snapshot, Trace, read_snapshot
+from attnprof.interop.snapshot import (
+    SHARED_POOL,
+    Block,
+    Ints,
+    Segment,
+    Snapshot,
+    Trace,
+    read_snapshot,
+)
 from attnprof.interop.unpickle import load_plain, without_garbage_collection
 from attnprof.store.process import describe_process
 from attnprof.store.schema import (
     ANNOTATIONS,
     FRAMES,
     JOURNAL_FILE,
+    PRIVATE_SEGMENTS,
     RUN_FILE,
     SEED,
     SEGMENT_SEED,
@@ -73,8 +82,12 @@ def import_snapshot(path: Path, directory: Path) -> None:
                 "annotations": _to_columns(ANNOTATIONS, _renumber(snapshot.annotations, histories)),
             }
         )
+        count = 0
         for position, history in enumerate(histories):
-            writer.commit(history.make_tables(position))
+            count += len(history.action)
+            segments = [each for each in snapshot.segments if each.device == history.device]
+            private = _list_private(segments, position, count)
+            writer.commit(history.make_tables(position) | private)
         writer.close(ended, **({"error": error} if error else {}))
 
 
@@ -134,6 +147,24 @@ class _History:
                 "metadata": self.metadata,
             },
         }
+
+
+def _list_private(
+    segments: list[Segment], position: int, count: int
+) -> dict[str, dict[str, list[int]]]:
+    """Return the table of private segments, of those at the end of a device's trace.
+
+    Args:
+        segments: The device's.
+        position: Its row of `devices`.
+        count: How many rows `allocator_events` has up to there.
+    """
+    private = [each for each in segments if each.pool != SHARED_POOL]
+    number_of = {pool: n for n, pool in enumerate(dict.fromkeys(s.pool for s in private), start=1)}
+    rows = [
+        (count, position, each.address, each.size_bytes, number_of[each.pool]) for each in private
+    ]
+    return {"private_segments": _to_columns(PRIVATE_SEGMENTS, rows)} if rows else {}
 
 
 def _list_histories(snapshot: Snapshot) -> Iterator[_History]:

@@ -26,6 +26,8 @@ MOST_US = 2**53
 """Microseconds that are still 64 bits as nanoseconds."""
 _MOST_CHARACTERS = 4096
 """Of a name; those of C++ templates are long."""
+SHARED_POOL = (0, 0)
+"""What torch calls the pool that everyone shares; others are of CUDA graphs and `MemPool`."""
 _NO_CONTEXT = ("", "N/A", None)
 
 
@@ -71,6 +73,7 @@ class Segment:
     address: int
     size_bytes: int
     stream: int
+    pool: tuple[int, int] = SHARED_POOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +226,8 @@ def _read_segments(segments: list[Any], stacks: Stacks) -> tuple[list[Segment], 
         get = _getter(_require(segment, dict, where), where)
         device, stream = get("device", 0), get("stream", 0)
         address = get("address", None)
-        found.append(Segment(device, address, get("total_size", None), stream))
+        pool = _read_pool(segment.get("segment_pool_id", SHARED_POOL), where)
+        found.append(Segment(device, address, get("total_size", None), stream, pool))
         for block in _require(segment.get("blocks", []), list, f"{where}: blocks"):
             own = _getter(_require(block, dict, f"{where}: a block"), f"{where}: a block")
             size, state = own("size", None), block.get("state")
@@ -250,6 +254,13 @@ def _read_segments(segments: list[Any], stacks: Stacks) -> tuple[list[Segment], 
                 )
             address += size
     return found, blocks
+
+
+def _read_pool(pool: Any, where: str) -> tuple[int, int]:
+    if type(pool) not in (tuple, list) or [type(part) for part in pool] != [int, int]:
+        raise _wrong(f"{where}: segment_pool_id", pool, "two whole numbers")
+    first, second = pool
+    return first, second
 
 
 def _getter(entry: dict[str, Any], where: str) -> Callable[[str, Any], Any]:

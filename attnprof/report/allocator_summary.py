@@ -52,6 +52,13 @@ def describe_state(state: MemoryState) -> str:
         f"free in {state.free_blocks} pieces, the largest of them "
         f"{format_bytes(state.largest_free_block_bytes)}"
     )
+    if state.private_free_bytes:
+        text += (
+            f"; {format_bytes(state.private_free_bytes)} of them lay in private pools (CUDA "
+            "graphs, torch.cuda.MemPool) and served nobody else"
+        )
+    if state.private_bytes:
+        text += f"; {format_bytes(state.private_bytes)} of what was in use lay in private pools"
     if state.awaiting_bytes:
         text += (
             f"; {format_bytes(state.awaiting_bytes)} more had been let go of, and other streams "
@@ -74,11 +81,11 @@ def explain_failure(failure: FailedRequest) -> list[str]:
             "torch.cuda.set_per_process_memory_fraction sets such a limit."
         )
     if not failure.is_fragmented:
-        device_free = 0 if failure.is_capped else failure.device_free_bytes
-        missing = failure.requested_bytes - failure.state.free_bytes - device_free
+        elsewhere = " outside of private pools" if failure.state.private_free_bytes else ""
         lines.append(
-            f"Even in one piece, what was free would have been {format_bytes(missing)} too little: "
-            "something has to be smaller, shorter-lived or elsewhere."
+            f"Even in one piece, what was free{elsewhere} would have been "
+            f"{format_bytes(failure.missing_bytes)} too little: something has to be smaller, "
+            "shorter-lived or elsewhere."
         )
     elif failure.fits_with_expandable_segments:
         lines.append(

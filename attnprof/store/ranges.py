@@ -62,6 +62,12 @@ _RANGES: dict[str, dict[str, tuple[int, str]]] = {
     "marks": {"kind": (0, "mark kinds"), "time_ns": _COUNT, "op": _OP},
     "samples": {"process_bytes": _BYTES, "used_bytes": _BYTES, "total_bytes": _BYTES},
     "allocator_events": {"device": (0, "devices"), "size_bytes": _BYTES, "op": (-1, "ops, about")},
+    "private_segments": {
+        "event": _COUNT,
+        "device": (0, "devices"),
+        "size_bytes": _BYTES,
+        "pool": (1, "numbers"),
+    },
     "allocator_contexts": {"stack": (-1, "stacks")},
     "stacks": {"frames": (0, "frames")},
     "annotations": {"device": (0, "devices")},

@@ -145,6 +145,15 @@ ALLOCATOR_EVENTS = pa.schema(
     ]
 )
 
+PRIVATE_SEGMENTS = pa.schema(  # of CUDA graphs and `torch.cuda.MemPool`, each time segments moved
+    [
+        ("event", pa.int64()),  # how many rows `allocator_events` had: the segment was there then
+        ("device", pa.int16()),
+        ("address", pa.int64()),
+        ("size_bytes", pa.int64()),
+        ("pool", pa.int32()),  # from 1, in the order in which pools were met
+    ]
+)
 ALLOCATOR_CONTEXTS = pa.schema(  # a row per row of `allocator_events`, in a run that has any
     [
         ("stack", pa.int32()),  # row of `stacks`, or -1
@@ -207,6 +216,7 @@ TABLES: dict[str, pa.Schema] = {
     "marks": MARKS,
     "samples": SAMPLES,
     "allocator_events": ALLOCATOR_EVENTS,
+    "private_segments": PRIVATE_SEGMENTS,
     "allocator_contexts": ALLOCATOR_CONTEXTS,
     "stacks": STACKS,
     "frames": FRAMES,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from attnprof.analysis.allocator.history import KINDS, Events, Lives, list_lives, list_seedings
+from attnprof.analysis.allocator.pools import PrivateSegments, find_pools
 from attnprof.analysis.allocator.settings import AllocatorSettings
 from attnprof.analysis.device_history import DeviceHistory
 from attnprof.analysis.memory_state import describe_state
@@ -12,10 +13,13 @@ from attnprof.store.schema import RESUMED, SEED, SEGMENT_SEED
 MIB = 2**20
 BASE = 2**32
 Row = tuple[str, int, int]
+Listed = tuple[int, int, int, int]
 
 
-def make_history(*rows: Row) -> DeviceHistory:
-    """Return a history from (action, address above `BASE`, size)."""
+def make_history(*rows: Row, private: tuple[Listed, ...] = ()) -> DeviceHistory:
+    """Return a history from (action, address above `BASE`, size), and private segments from
+    (events before, address above `BASE`, size, pool).
+    """
     words = [word for word, _, _ in rows]
     events = Events(
         np.array([KINDS[word] for word in words]),
@@ -25,9 +29,12 @@ def make_history(*rows: Row) -> DeviceHistory:
     )
     count = np.arange(len(rows))
     lives = list_lives(events)
+    before, address, size, pool = np.array(private, np.int64).reshape(-1, 4).T
+    pools = find_pools(events, PrivateSegments(before, BASE + address, size, pool))
     return DeviceHistory(
-        "cuda:0", 0, events, lives, count, count, count, count, count, count, AllocatorSettings()
-    )
+        "cuda:0", 0, events, lives, count, count, count, count, pools, count, count,
+        AllocatorSettings(),
+    )  # fmt: skip
 
 
 def list_blocks(lives: Lives) -> list[tuple[int, int, int]]:
@@ -106,3 +113,65 @@ def test_histories_that_go_on_twice_in_a_row_count_once() -> None:
     assert history.reserved_bytes()[-1] == 24 * MIB
     live = [size for _, end, size in list_blocks(history.lives) if end < 0]
     assert live == [LARGE, 4 * MIB]
+
+
+POOLS: tuple[Row, ...] = (
+    ("segment_alloc", 0, 20 * MIB),
+    ("alloc", 0, LARGE),
+    ("segment_alloc", 32 * MIB, 20 * MIB),  # private
+    ("alloc", 32 * MIB, LARGE),
+    ("oom", 33 * MIB, 30 * MIB),  # in place of an address: what the device had free
+    ("free_completed", 32 * MIB, LARGE),
+    ("segment_free", 32 * MIB, 20 * MIB),
+    ("segment_alloc", 32 * MIB, 20 * MIB),  # for everyone
+    ("alloc", 32 * MIB, LARGE),
+)
+PRIVATE = (32 * MIB, 20 * MIB, 7)
+
+
+@pytest.mark.parametrize("listed_at", [3, 4, 6])
+def test_pool_is_that_of_the_segment_until_its_place_is_anothers(listed_at: int) -> None:
+    history = make_history(*POOLS, private=((listed_at, *PRIVATE),))
+    assert history.pool.tolist() == [0, 0, 7, 7, 0, 7, 0, 0, 0]
+
+
+def test_segment_that_is_listed_later_is_the_later_one() -> None:
+    history = make_history(*POOLS, private=((9, *PRIVATE),))
+    assert history.pool.tolist() == [0, 0, 0, 0, 0, 0, 0, 7, 7]
+
+
+def test_segment_is_listed_twice_and_marked_once() -> None:
+    twice = tuple((at, *PRIVATE) for at in (3, 5))
+    assert make_history(*POOLS, private=twice).pool.tolist() == [0, 0, 7, 7, 0, 7, 0, 0, 0]
+
+
+def test_pool_ends_where_the_history_goes_on_and_is_told_anew() -> None:
+    rows = (*POOLS[:4], *AFTER)
+    before, after = (3, *PRIVATE), (len(rows), 64 * MIB, 4 * MIB, 7)
+    history = make_history(*rows, private=(before, after))
+    assert history.pool.tolist() == [0, 0, 7, 7, 0, 0, 0, 7, 7]
+
+
+def test_expandable_segment_is_mapped_in_parts() -> None:
+    rows = (
+        ("segment_map", 0, 20 * MIB),
+        ("segment_map", 20 * MIB, 20 * MIB),
+        ("alloc", 20 * MIB, LARGE),
+        ("segment_map", 40 * MIB, 20 * MIB),  # another's
+        ("segment_unmap", 0, 20 * MIB),
+    )
+    history = make_history(*rows, private=((3, 0, 40 * MIB, 1), (5, 20 * MIB, 20 * MIB, 1)))
+    assert history.pool.tolist() == [1, 1, 1, 0, 0]
+
+
+def test_state_says_what_lies_in_private_pools_and_what_of_that_is_free() -> None:
+    state = describe_state(make_history(*POOLS, private=((3, *PRIVATE),)), 4)
+    assert (state.allocated_bytes, state.private_bytes) == (2 * LARGE, LARGE)
+    assert state.free_bytes == 2 * (20 * MIB - LARGE)
+    assert state.private_free_bytes == 20 * MIB - LARGE
+
+
+def test_nothing_is_private_where_no_segment_was_listed() -> None:
+    history = make_history(*POOLS)
+    assert not history.pool.any()
+    assert describe_state(history, 4).private_free_bytes == 0

@@ -12,9 +12,8 @@ from attnprof.capture.cuda import (
     OP_PREFIX,
     RING_EVENTS,
     AllocatorHistory,
-    Counters,
-    describe_pinned,
 )
+from attnprof.capture.cuda_counters import Counters, describe_pinned
 from attnprof.store.schema import RESUMED, SEED, SEGMENT_SEED
 
 
@@ -38,6 +37,7 @@ class Allocator:
         self.segments: list[dict[str, Any]] = []
         self.switched: list[Any] = []
         self.rows: list[tuple[Any, ...]] = []
+        self.private: list[tuple[int, ...]] = []
         self.tags: list[Any] = []
         self.rings: list[Any] = []
         stats = {"allocated_bytes.all.peak": 7}
@@ -76,6 +76,7 @@ class Allocator:
     def make_history(self) -> AllocatorHistory:
         recorder: Any = SimpleNamespace(
             allocator_events=self.rows,
+            private_segments=self.private,
             before_commit=[],
             find_device=lambda device: 3,
             count_ops=lambda: 40,
@@ -186,6 +187,40 @@ def test_what_was_there_before_is_listed_with_its_segment(monkeypatch: pytest.Mo
         (SEED, 8192, 500, 9),
         (SEED, 8192 + 512 + 1024 + 512, 2000, 9),
     ]
+
+
+def make_private(address: int) -> dict[str, Any]:
+    place = {"device": 0, "address": address, "total_size": 4096, "stream": 0}
+    return {**place, "segment_pool_id": (0, 5), "blocks": []}
+
+
+def test_segments_of_private_pools_are_listed_when_segments_have_moved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    allocator = Allocator(monkeypatch, users_own=False)
+    first, second, third = (make_private(4096 * n) for n in (10, 20, 30))
+    allocator.segments = [first, SEGMENT]
+    history = allocator.make_history()
+    with history.recording():
+        # One by one: how many events there were, device, address, size, pool.
+        assert allocator.private == [(3, 3, 4096 * 10, 4096, 1)]
+        allocator.segments += [second]
+        allocator.trace += [make_event(20, "segment_alloc"), make_event(20)]
+        history.collect()
+        assert allocator.private[1:] == [(5, 3, 4096 * 20, 4096, 1)]
+        allocator.trace += [make_event(21)]
+        history.collect()
+        assert len(allocator.private) == 2
+        allocator.segments = [third | {"segment_pool_id": (7, 0)}, second]
+        allocator.trace += [make_event(10, "segment_free"), make_event(30, "segment_alloc")]
+        history.collect()
+        assert allocator.private[2:] == [
+            (8, 3, 4096 * 20, 4096, 1),  # again: another could have had its place in between
+            (8, 3, 4096 * 30, 4096, 2),
+        ]
+        history.pause()
+        history.resume()
+        assert len(allocator.private) == 6
 
 
 def test_allocator_without_a_history_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 import attnprof
 from attnprof import Run, Tracer
 from attnprof.capture import tracer as tracing
-from attnprof.capture.cuda import AllocatorHistory, Counters
+from attnprof.capture.cuda import AllocatorHistory
+from attnprof.capture.cuda_counters import Counters
 from attnprof.capture.detail import FIRST_STEPS, MORE_STEPS
 from attnprof.vocabulary import Status
 

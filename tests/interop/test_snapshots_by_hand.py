@@ -65,6 +65,27 @@ def test_block_live_before_and_after_counts_all_the_time(tmp_path: Path) -> None
     assert run.peak().by_category() == {"preexisting": BLOCK, "unattributed": BLOCK}
 
 
+def test_free_memory_of_a_private_pool_helps_no_failed_request(tmp_path: Path) -> None:
+    free, private = block(20 * MIB - BLOCK, live=False), SEGMENT + 64 * MIB
+    segments = [
+        segment([block(BLOCK), free]),
+        segment([block(BLOCK), free], address=private, segment_pool_id=(0, 5)),
+        segment([free], address=SEGMENT + 128 * MIB, segment_pool_id=(3, 0)),
+    ]
+    oom = {"action": "oom", "device_free": MIB, "size": 30 * MIB, "stream": 0}
+    trace = [entry("alloc", SEGMENT, BLOCK), entry("segment_alloc", private, 20 * MIB)]
+    trace += [entry("alloc", private, BLOCK), oom]
+    run = run_of(tmp_path, {"segments": segments, "device_traces": [trace]})
+    failure = run.out_of_memory()
+    assert failure is not None
+    assert failure.state.allocated_bytes == 2 * failure.state.private_bytes == 2 * BLOCK
+    assert failure.state.free_bytes == 3 * (20 * MIB - BLOCK)
+    assert failure.state.private_free_bytes == 2 * (20 * MIB - BLOCK)
+    assert failure.missing_bytes == 30 * MIB - (20 * MIB - BLOCK) - MIB
+    assert not failure.is_fragmented
+    assert failure.fits_with_expandable_segments is False
+
+
 def test_block_freed_in_the_trace_was_live_before_it(tmp_path: Path) -> None:
     trace = [entry("free_requested", SEGMENT, 700), entry("free_completed", SEGMENT, 700)]
     run = run_of(tmp_path, {"segments": [], "device_traces": [trace]})
@@ -238,6 +259,11 @@ def test_replay_conserves_bytes(
         ({"segments": 1, "device_traces": []}, "segments holds int 1, expected a list"),
         ({"segments": [1], "device_traces": []}, r"segments\[0\] holds int 1, expected a dict"),
         ({"segments": [{"address": 1}], "device_traces": []}, "total_size holds NoneType None"),
+        (
+            {"segments": [segment([], segment_pool_id=7)]},
+            "segment_pool_id holds int 7, expected two",
+        ),
+        ({"segments": [segment([], segment_pool_id=("a", 1))]}, "segment_pool_id holds tuple"),
         ({"device_traces": [{}]}, r"device_traces\[0\] holds dict, expected a list"),
         ({"device_traces": [[7]]}, r"device_traces\[0\] holds int 7, expected dicts"),
         ({"device_traces": [[{}]]}, r"device_traces\[0\] has an entry without 'action'"),

@@ -266,6 +266,21 @@ def late_out_of_memory(traced: Traced) -> None:
     traced(fill)
 
 
+def pool_out_of_memory(traced: Traced) -> None:
+    """A request for less than is free, of which most is in a pool of its own."""
+    model, pool = Attention().cuda(), torch.cuda.MemPool()
+    held = []
+
+    @torch.no_grad()
+    def fill() -> None:
+        with torch.cuda.use_mem_pool(pool):
+            model(torch.ones(60 * BATCH, LENGTH, WIDTH, device="cuda"))
+        sizes = (60 * MIB, 60 * MIB, 50 * MIB)
+        held.extend(torch.empty(size, device="cuda", dtype=torch.uint8) for size in sizes)
+
+    traced(fill)
+
+
 def compiled(traced: Traced) -> None:
     """Attention written out, made into fused kernels in the first step."""
     traced(Trainer(torch.compile(make_gpt2().cuda())).steps)

@@ -28,6 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "two_devices": {"devices": 2},
     "out_of_memory": {"capacity": 240 * MIB},
     "late_out_of_memory": {"capacity": 240 * MIB},
+    "pool_out_of_memory": {"capacity": 240 * MIB},
 }
 """Of programs that are not run as they are, on a large device."""
 

@@ -3,8 +3,22 @@
 import polars as pl
 import pytest
 
+from attnprof.analysis.allocator.pools import SHARED
+from attnprof.analysis.device_history import AllocatorAttribution
 from attnprof.pytest_plugin.verdicts import find_doubts
-from tests.traced.recordings import LAYERS, SCORES, Load, notes_of, rounded
+from attnprof.report.allocator_summary import describe_state, explain_failure
+from attnprof.units import format_bytes
+from tests.traced.recordings import (
+    BATCH,
+    LAYERS,
+    LENGTH,
+    MIB,
+    SCORES,
+    WIDTH,
+    Load,
+    notes_of,
+    rounded,
+)
 
 
 @pytest.mark.parametrize("case", ["compiled", "graphs"])
@@ -41,6 +55,36 @@ def test_private_pools_are_said_and_counted(load: Load) -> None:
     (note,) = notes_of(load("private_pool"), "pools")
     assert note.text.startswith("22.0 MiB of what was reserved at the end belong to private pools")
     assert notes_of(load("gpt2"), "pools") == []
+
+
+@pytest.mark.parametrize("case", ["private_pool", "own_graph"])
+def test_blocks_that_the_layer_made_in_a_pool_of_its_own_lie_there(load: Load, case: str) -> None:
+    run = load(case)
+    assert isinstance(run.attribution, AllocatorAttribution)
+    (history,) = run.attribution.histories
+    lies_there = history.pool[history.lives.begin] != SHARED
+    # Q, K and V in one, once in the pool and once outside.
+    sizes = history.lives.size_bytes
+    qkv = rounded(4 * BATCH * LENGTH * 3 * WIDTH)
+    assert (sizes[lies_there] == qkv).sum() == (sizes[~lies_there] == qkv).sum() == 1
+    state = run.memory_state(run.peak(device="cuda:0"))
+    assert state is not None
+    assert 0 < state.private_bytes < state.allocated_bytes
+    assert f"{format_bytes(state.private_bytes)} of what was in use lay" in describe_state(state)
+
+
+def test_failed_request_could_not_have_what_is_free_in_a_private_pool(load: Load) -> None:
+    failure = load("pool_out_of_memory").out_of_memory()
+    assert failure is not None
+    assert failure.requested_bytes == 50 * MIB
+    state = failure.state
+    assert failure.requested_bytes < state.free_bytes + failure.device_free_bytes
+    assert not failure.is_fragmented
+    assert failure.fits_with_expandable_segments is False
+    text = " ".join(explain_failure(failure))
+    locked = format_bytes(state.private_free_bytes)
+    assert f"{locked} of them lay in private pools" in text
+    assert "what was free outside of private pools would have been 4.1 MiB too little" in text
 
 
 def test_modules_whose_weights_are_cast_inside_kernels_are_told_apart(load: Load) -> None:

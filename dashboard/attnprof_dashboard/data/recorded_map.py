@@ -118,15 +118,16 @@ def _map_segments(history: DeviceHistory, frame: pl.DataFrame, at: int) -> list[
     found = [
         _describe_segment(
             span, blocks[bisect_left(begins, span[0]) : bisect_left(begins, span[1])],
-            is_native=is_native,
+            is_native=is_native, pool=pool,
         )
-        for span in spans
+        for pool, own in spans.items()
+        for span in own
     ]  # fmt: skip
     return sorted(found, key=lambda segment: -segment["size_bytes"])
 
 
 def _describe_segment(
-    span: Span, blocks: list[tuple[int, int, str]], *, is_native: bool
+    span: Span, blocks: list[tuple[int, int, str]], *, is_native: bool, pool: int
 ) -> dict[str, Any]:
     """Return a segment with what is in it, in the order of addresses; what is free has no name."""
     parts: list[tuple[int, str]] = []
@@ -147,5 +148,6 @@ def _describe_segment(
         "free_bytes": sum(gaps),
         "largest_free_bytes": max(gaps, default=0),
         "is_small": is_native and size_bytes == SMALL_SEGMENT_BYTES,
+        "private_pool": pool,
         "blocks": parts,
     }

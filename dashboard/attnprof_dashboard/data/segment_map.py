@@ -14,6 +14,7 @@ import polars as pl
 from attnprof.analysis.allocator import simulate_allocator
 from attnprof.analysis.allocator.blocks import Block
 from attnprof.analysis.allocator.engine import CachingAllocator
+from attnprof.analysis.allocator.pools import SHARED
 from attnprof.analysis.allocator.settings import AllocatorSettings
 from attnprof.run import Run
 from attnprof_dashboard.data.recorded_map import (
@@ -143,6 +144,7 @@ def _describe_segment(chain: Sequence[Block], owners: dict[int, str]) -> dict[st
         "free_bytes": sum(free),
         "largest_free_bytes": max(free, default=0),
         "is_small": chain[0].pool.is_small,
+        "private_pool": SHARED,  # what a replay knows
         "blocks": blocks,
     }
 

@@ -44,9 +44,7 @@ def draw_segments(segments: Sequence[Mapping[str, Any]], *, scheme: str) -> go.F
     figure.update_yaxes(
         autorange="reversed",
         tickvals=list(range(len(shown))),
-        ticktext=[
-            f"{format_bytes(s['size_bytes'])}{' small' if s['is_small'] else ''}" for s in shown
-        ],
+        ticktext=[_label(segment) for segment in shown],
         showgrid=False,
         fixedrange=True,
     )
@@ -58,6 +56,15 @@ def draw_segments(segments: Sequence[Mapping[str, Any]], *, scheme: str) -> go.F
         margin={"l": 8, "r": 16, "t": 40, "b": 8},
     )
     return figure
+
+
+def _label(segment: Mapping[str, Any]) -> str:
+    words = [format_bytes(segment["size_bytes"])]
+    if segment["is_small"]:
+        words.append("small")
+    if segment["private_pool"]:
+        words.append(f"private {segment['private_pool']}")
+    return " ".join(words)
 
 
 def draw_reserved(

@@ -134,10 +134,11 @@ def _draw_segments(subject: Subject, found: dict[str, Any]) -> Chart:
         Column("largest_free_bytes", Unit.BYTES, "largest free block"),
         Column("blocks", Unit.COUNT),
         Column("is_small", Unit.BOOL, "of the small pool"),
+        Column("private_pool", Unit.COUNT, "private pool (0: shared)"),
     )
     rows = [
         [number, s["size_bytes"], s["free_bytes"], s["largest_free_bytes"], len(s["blocks"]),
-         s["is_small"]]
+         s["is_small"], s["private_pool"]]
         for number, s in enumerate(found["segments"])
     ]  # fmt: skip
     at = _seconds(subject, [found["segments_position"]])[0]
