@@ -1,6 +1,7 @@
 """One row per attention layer: what it is, what it makes, what it keeps."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 
 import polars as pl
 
@@ -145,15 +146,12 @@ def _describe_layer(
     is_linear = kind is AttentionKind.LINEAR
     saved = set() if is_linear else blocks.list_most_saved(_list_path_rows(pairs))
     keeping = [p for p in pairs if saved & blocks.storages_of(_list_path_rows([p]))] or largest
+    extent = speaker.whole or speaker.own_extent
     return {
         "layer": layer,
         "kind": kind.value,
         "calls": len(calls),
-        "batch": speaker.batch,
-        "heads": speaker.heads,
-        "kv_heads": speaker.kv_heads,
-        "q_len": speaker.q_len,
-        "k_len": speaker.k_len,
+        **asdict(extent),
         "head_dim": speaker.head_dim,
         "dtype": speaker.dtype,
         "softmax_bytes": 0 if is_linear else sum(blocks.size_of(p.result_rows) for p in largest),

@@ -315,3 +315,4 @@ def _read_fused(facts: Facts, call: AttentionCall) -> None:
     call.kv_heads = max(1, k[head_at] // count_repeats(facts, rows[1]))
     call.value_dim = v[-1]
     call.q_len, call.k_len = q[time_at], k[time_at]
+    call.keys_row = rows[1]

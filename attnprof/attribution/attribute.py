@@ -23,6 +23,7 @@ from attnprof.attribution.labels import CODE as CATEGORY
 from attnprof.attribution.order import DeviceBlocks
 from attnprof.attribution.phases import CODE as PHASE
 from attnprof.attribution.phases import PHASES, Timeline, find_timeline
+from attnprof.attribution.pieces import join_pieces
 from attnprof.attribution.recomputed import find_repeats
 from attnprof.attribution.scans import find_scans
 from attnprof.attribution.workspace import NO_STORAGE, add_buffers, find_buffers
@@ -69,6 +70,7 @@ def attribute(stored: StoredRun, devices: Sequence[DeviceBlocks] = ()) -> Attrib
     calls = find_calls(facts, flow)
     calls += find_other_calls(facts, flow, is_forward, roles, calls)
     calls = sorted([*calls, *find_fused_pairs(facts, calls)], key=lambda call: call.ops[0])
+    join_pieces(facts, flow, calls)
     kept = find_kept(facts, flow, timeline, calls)
     _name_inference_phases(facts, timeline, calls, kept)
     carried = find_scans(facts, flow, is_forward, calls)

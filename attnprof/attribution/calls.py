@@ -7,6 +7,17 @@ from attnprof.attribution.pairs import Pattern
 from attnprof.vocabulary import AttentionKind
 
 
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What attends to what: B sequences, H heads, Tq queries, Tk keys."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    q_len: int
+    k_len: int
+
+
 @dataclass(slots=True)
 class AttentionCall:
     """One call of one attention layer, as the ops show it."""
@@ -36,7 +47,7 @@ class AttentionCall:
     key_rows: list[int] = field(default_factory=list)
     """Of `io_rows`, the operands that may hold K or V."""
     keys_row: int = -1
-    """Of `key_rows`, the operand of the first product that holds K, as it is multiplied."""
+    """Of `key_rows`, the operand that holds K, as it is multiplied or given to the kernel."""
     key_repeats: int = 1
     """How often that operand repeats every head of K."""
     pattern: Pattern | None = None
@@ -57,6 +68,13 @@ class AttentionCall:
     dtype: str = ""
     backend: str = ""
     """The op that did it: the normaliser's or the fused op's name."""
+    whole: Extent | None = None
+    """What its layer's call attended with in all, where this is a piece of it."""
+
+    @property
+    def own_extent(self) -> Extent:
+        """What this call attended with."""
+        return Extent(self.batch, self.heads, self.kv_heads, self.q_len, self.k_len)
 
     @property
     def kv_bytes_per_token(self) -> int:
