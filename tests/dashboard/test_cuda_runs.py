@@ -130,6 +130,23 @@ def test_fragmentation_says_what_it_ran_out_of(client: FlaskClient) -> None:
     assert sum(int(row.split(",")[2]) for row in rows[1:]) == held.held.total_bytes
 
 
+def test_fragmentation_marks_the_segments_of_private_pools(
+    client: FlaskClient, unpack: Unpack
+) -> None:
+    run, _, found = describe(unpack("pool_out_of_memory"))
+    failure = run.out_of_memory()
+    assert failure is not None
+    private = [segment for segment in found["segments"] if segment["private_pool"]]
+    assert sum(s["free_bytes"] for s in private) == failure.state.private_free_bytes > 0
+    page = save(client, "fragmentation.html?run=pool_out_of_memory")
+    assert "serves that pool alone" in page
+    assert "Blocks of private pools are put where all others are" in page
+    assert "20.0 MiB private 1" in page
+    rows = save(client, "fragmentation/segments.csv?run=pool_out_of_memory").splitlines()
+    assert [int(row.split(",")[-1]) for row in rows[1:]].count(1) == len(private)
+    assert "serves that pool alone" not in save(client, "fragmentation.html?run=out_of_memory")
+
+
 def test_overview_holds_the_peak_against_torchs_counter(client: FlaskClient) -> None:
     page = save(client, "overview.html?run=gpt2")
     assert "equals torch&#x27;s count" in page

@@ -149,6 +149,11 @@ def _draw_segments(subject: Subject, found: dict[str, Any]) -> Chart:
         f"At {at:.6f} s, {when}: a row per segment, {which}. Pale, with an edge, is free, and can "
         "serve nothing larger than itself."
     )
+    if any(segment["private_pool"] for segment in found["segments"]):
+        why += (
+            " What is free in a private pool, of a CUDA graph or of torch.cuda.MemPool, serves "
+            "that pool alone."
+        )
     figure = draw_segments(found["segments"], scheme=subject.scheme)
     return Chart("segments", "Segments", why, Table(columns, rows), figure)
 
@@ -193,6 +198,8 @@ def _list_ends(subject: Subject, found: dict[str, Any]) -> Chart:
         "Simulated: the same requests with less memory than was reserved. The first one that "
         "fails, what the device has left, and what is free in pieces that are of no use."
     )
+    if any(segment["private_pool"] for segment in found["segments"]):
+        why += " Blocks of private pools are put where all others are, which needs less memory."
     return Chart("ends", "What it would die of with less", why, Table(columns, rows))
 
 
