@@ -301,8 +301,8 @@ class Flow:
         if origins[at + 1] is Origin.CONSTANT and left and left[-1] == FEATURE and right:
             right = (*right[:-1], FEATURE)
         result = axes.of_product(facts.signature_of(out), left, right)
-        pair_left = self._pair_to_read(rows[at], left)
-        pair_right = self._pair_to_read(rows[at + 1], right)
+        pair_left = self._pair_to_read(rows[at], left, (*left[-2:-1], *right[-1:]))
+        pair_right = self._pair_to_read(rows[at + 1], right, (*right[-1:], *left[-2:-1]))
         both = origins[at] == origins[at + 1] == Origin.ACTIVATION
         self.origin[out] = of_product(origins[at], origins[at + 1])
         if self._made_weights.holds(out):  # no token is in it
@@ -338,16 +338,23 @@ class Flow:
         if pattern is not None and (not consumed or all(b & TOKEN for b in result[-2:])):
             self._begin_pair(op, out, pattern, consumed)
 
-    def _pair_to_read(self, row: int, bits: Bits) -> int | None:
+    def _pair_to_read(self, row: int, bits: Bits, kept: Bits = ()) -> int | None:
         """Return the pair of an input row of a product, if it is one for sure.
 
         A token's features times its own, in one dimension, are more features of it, and no state.
+        A state that is handed on from chunk to chunk, by a matrix of decays, is one.
+
+        Args:
+            row: The input row.
+            bits: Where its dimensions come from.
+            kept: Where that comes from which the product keeps of it, and of the other factor.
         """
         number = self._pair_of_input(row)
         if number is None or self._facts.producer_row[row] in self._normalised:
             return number
         is_state = self._pairs[number].pattern is Pattern.STATE
-        is_feature = is_state and any(bit & SIDES == SIDES for bit in bits)
+        is_handed_on = bool(kept) and kept[0] & SIDES == SIDES and not kept[1] & (SIDES | FEATURE)
+        is_feature = is_state and any(b & SIDES == SIDES for b in bits) and not is_handed_on
         return None if is_feature or self._pairs.is_open(number) else number
 
     def _pass_projection(self, op: int, rows: range) -> None:

@@ -385,6 +385,27 @@ def test_chunkwise_retention_is_linear() -> None:
     assert trace_layer(mix)["kind"] == "linear"
 
 
+@pytest.mark.parametrize("chunks", [1, 5])
+def test_states_that_a_matrix_of_decays_hands_from_chunk_to_chunk_are_linear(chunks: int) -> None:
+    """Mamba-2: a state per chunk, in one dimension when decays between chunks multiply it."""
+
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(2, (chunks, -1)) for t in (q, k, v))
+        gates = q.sum(-1).sigmoid().log()  # (B, H, chunks, T)
+        inside = gates.cumsum(-1)
+        decays = (inside[..., :, None] - inside[..., None, :]).exp().tril()
+        own = (q @ k.mT * decays) @ v
+        states = (k * (inside[..., -1:] - inside).exp()[..., None]).mT @ v
+        states = torch.cat([torch.zeros_like(states[:, :, :1]), states], 2)
+        ends = functional.pad(inside[..., -1], (1, 0)).cumsum(-1)
+        across = (ends[..., :, None] - ends[..., None, :]).exp().tril()
+        passed = (across @ states.flatten(-2)).view_as(states)[:, :, :-1]
+        return (own + q @ passed * inside.exp()[..., None]).flatten(2, 3)
+
+    row = trace_layer(mix)
+    assert (row["kind"], row["softmax_bytes"], row["saved_softmax_bytes"]) == ("linear", 0, 0)
+
+
 # Not attention -----------------------------------------------------------------------------------
 
 
@@ -807,6 +828,17 @@ def test_cosine_attention_keeps_the_scores_its_learned_scale_multiplied() -> Non
     scores = BATCH * (patches // window) ** 2 * heads * (window**2) ** 2
     assert row["softmax_bytes"] == scores * FLOAT
     assert row["saved_softmax_bytes"] == 2 * scores * FLOAT
+
+
+@pytest.mark.parametrize("chunk", [8, 64])  # of 40 tokens
+def test_mamba_2_is_linear(chunk: int) -> None:
+    model = build(
+        "Mamba2", None, vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS,
+        num_heads=8, head_dim=12, state_size=16, n_groups=1, chunk_size=chunk,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    rows = train_transformer(model).layers().select("layer", "kind", "softmax_bytes").rows()
+    assert rows == [(f"backbone.layers.{i}.mixer", "linear", 0) for i in range(LAYERS)]
 
 
 def test_fourier_mixing_is_not_attention() -> None:
