@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from attnprof.attribution.facts import Facts, Ints, Signature
+from attnprof.attribution.growing import count_slots
 from attnprof.attribution.products import is_product
 from attnprof.attribution.sharing import CacheWriters
 
@@ -243,7 +244,7 @@ class CacheUse:
         largest = max(sources, key=lambda source: source.numel, default=None)
         written = min(largest.numel if largest else 0, count_distinct(region))
         whole = facts.signature_of(int(self._rows[self._starts[facts.storage[row]]]))
-        slots = _count_slots(whole, region, *sources) if written else 0
+        slots = count_slots(whole, region, *sources) if written else 0
         return Write(op, written * region.item_bytes, slots)
 
     @cached_property
@@ -259,17 +260,6 @@ class CacheUse:
         readers = self.readers_of(storage)
         readers = readers[self.facts.op_module[readers] >= 0]
         return bool(self.gathers[self.facts.code[readers]].any())
-
-
-def _count_slots(whole: Signature, *parts: Signature) -> int:
-    """Return the length of the first part that is shorter in one dimension, or 0 without any."""
-    for part in parts:
-        if len(part.shape) == len(whole.shape):
-            sizes = zip(part.shape, whole.shape, strict=True)
-            shorter = [size for size, most in sizes if size != most]
-            if len(shorter) == 1:
-                return shorter[0]
-    return 0
 
 
 def count_distinct(signature: Signature) -> int:

@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from attnprof.attribution.calls import AttentionCall
-from attnprof.attribution.facts import Facts, Signature
+from attnprof.attribution.copies import find_copying, find_originals
+from attnprof.attribution.facts import Facts
 from attnprof.attribution.flow import Flow
+from attnprof.attribution.forwards import Forwards
+from attnprof.attribution.growing import find_growing
 from attnprof.attribution.origins import Origin
 from attnprof.attribution.paths import common_path, is_inside
 from attnprof.attribution.phases import Timeline
-from attnprof.attribution.products import CONVOLUTIONS, INDEXING, is_product
+from attnprof.attribution.products import INDEXING, factors, is_matrix_product, is_product
 from attnprof.attribution.sharing import find_sharers
+from attnprof.attribution.states import find_states
 from attnprof.vocabulary import AttentionKind, Role
 
 _APPENDING = re.compile(r"^(cat|index_copy|index_put|copy|slice_scatter|scatter|index_add|stack)")
@@ -41,10 +45,10 @@ class Kept:
 
 def find_kept(facts: Facts, flow: Flow, timeline: Timeline, calls: list[AttentionCall]) -> Kept:
     """Find the storages that outlive the forward that made or filled them, with gradients off."""
-    forwards = _Forwards(facts, timeline)
+    forwards = Forwards(facts, timeline)
     cache: dict[int, str] = {}
     latent: set[int] = set()
-    originals = _find_originals(facts)
+    originals = find_originals(facts)
     for call in calls:
         leave = forwards.end_of(call.ops[0])
         # Linear attention sums its keys and values up: what it carries is a state.
@@ -62,10 +66,10 @@ def find_kept(facts: Facts, flow: Flow, timeline: Timeline, calls: list[Attentio
                     if projected:
                         latent.add(storage)
     _add_habitual(facts, forwards, cache)
-    state = _find_states(facts, flow, forwards, cache, originals)
+    state = find_states(facts, flow, forwards, cache, originals)
     _follow_copies(facts, state)
     layers = sorted({call.layer for call in calls}, key=len)
-    for storage in _find_growing(facts, state):
+    for storage in find_growing(facts, forwards, state, originals, calls):
         around = [layer for layer in layers if f"{state[storage]}.".startswith(f"{layer}.")]
         cache[storage] = around[-1] if around else state[storage]
     _follow_copies(facts, cache)
@@ -74,7 +78,7 @@ def find_kept(facts: Facts, flow: Flow, timeline: Timeline, calls: list[Attentio
     return Kept(cache, state, frozenset(latent), shared)
 
 
-def _add_habitual(facts: Facts, forwards: "_Forwards", cache: dict[int, str]) -> None:
+def _add_habitual(facts: Facts, forwards: Forwards, cache: dict[int, str]) -> None:
     """Add what a layer made just as it made caches before, where nothing has read it yet.
 
     A cache that is quantised anew at every step is read in the next one; the last is not.
@@ -136,21 +140,6 @@ def starts_anew(facts: Facts, kept: Kept, since: int, begin: int, end: int) -> b
     )
 
 
-_COPYING = frozenset(
-    {"cat", "stack", "index_select", "index", "gather", "repeat_interleave"}
-    | {"clone", "contiguous", "copy_", "_to_copy"}
-)
-
-
-def _find_copying(facts: Facts) -> list[int]:
-    """Return the ops outside of modules that copy: the program's own, not a layer's."""
-    copies = np.array([name in _COPYING for name in facts.short_names], np.bool_)
-    found: list[int] = np.flatnonzero(
-        copies[facts.code] & (facts.scope < 0) & ~facts.is_backward
-    ).tolist()
-    return found
-
-
 def _follow_copies(facts: Facts, kept: dict[int, str]) -> None:
     """Add what the program itself makes of kept storages: reordered, moved, stacked.
 
@@ -158,45 +147,10 @@ def _follow_copies(facts: Facts, kept: dict[int, str]) -> None:
     """
     if not kept:
         return
-    for op in _find_copying(facts):
+    for op in find_copying(facts):
         layers = [kept[s] for r in facts.rows_in(op) if (s := int(facts.storage[r])) in kept]
         for row in facts.rows_out(op) if layers else ():
             kept.setdefault(int(facts.storage[row]), layers[0])
-
-
-class _Forwards:
-    """The outermost forwards that ran without gradients."""
-
-    def __init__(self, facts: Facts, timeline: Timeline) -> None:
-        off = ~timeline.forward_has_grad
-        self.enter = timeline.forward_begin[off]
-        self.leave = timeline.forward_exit[off]
-        self._born_by = facts.born_by
-        self._freed_at = np.append(facts.events["op"], np.iinfo(np.int64).max)[facts.freed_event]
-
-    def number_of(self, op: int) -> int:
-        """Return which forward an op ran in, or -1."""
-        at = int(np.searchsorted(self.enter, op, "right")) - 1
-        return at if at >= 0 and op < self.leave[at] else -1
-
-    def begin_of(self, op: int) -> int:
-        """Return where the forward began that an op ran in, or -1."""
-        number = self.number_of(op)
-        return int(self.enter[number]) if number >= 0 else -1
-
-    def end_of(self, op: int) -> int:
-        """Return where the forward ended that an op ran in, or -1."""
-        number = self.number_of(op)
-        return int(self.leave[number]) if number >= 0 else -1
-
-    def is_from_before(self, storage: int, op: int) -> bool:
-        """Return whether an earlier forward than the one of ``op`` made and left a storage."""
-        made = self.number_of(int(self._born_by[storage]))
-        return 0 <= made < self.number_of(op) and self.outlives(storage, int(self.leave[made]))
-
-    def outlives(self, storage: int, leave: int) -> bool:
-        """Return whether a storage was live when a forward had ended."""
-        return bool(self._freed_at[storage] > leave)
 
 
 def _walk_keys(facts: Facts, flow: Flow, call: AttentionCall, begin: int) -> dict[int, bool]:
@@ -231,7 +185,7 @@ def _walk_keys(facts: Facts, flow: Flow, call: AttentionCall, begin: int) -> dic
         if op < begin:
             continue
         if is_product(facts, op):
-            if projected or name in CONVOLUTIONS:  # what a convolution carries along is a state
+            if projected or not _projects(facts, flow, op):
                 continue
             projected = True  # a latent: K and V are projected from what is kept
         elif op in call.seconds and call.kind != "fused":
@@ -241,6 +195,19 @@ def _walk_keys(facts: Facts, flow: Flow, call: AttentionCall, begin: int) -> dic
             sources = [r for r in sources if facts.signature_of(r).dtype != "int32"]
         todo.extend((r, projected) for r in sources if is_own or not projected)
     return found
+
+
+def _projects(facts: Facts, flow: Flow, op: int) -> bool:
+    """Return whether a product projects what it takes in by a weight.
+
+    What a convolution carries along is a state, and so is what keys are multiplied by, as where the
+    delta rule takes from V what a state has of it.
+    """
+    if not is_matrix_product(facts, op):
+        return False
+    if flow.made_weights.are_read_by(op):
+        return True
+    return any(flow.origin_of_row(row) is not Origin.ACTIVATION for row in factors(facts, op))
 
 
 def _may_be_kept(facts: Facts, flow: Flow, row: int, made: int) -> bool:
@@ -257,125 +224,9 @@ def _may_be_kept(facts: Facts, flow: Flow, row: int, made: int) -> bool:
     return role is None and flow.origin_of_row(row) is Origin.ACTIVATION
 
 
-def _find_states(
-    facts: Facts,
-    flow: Flow,
-    forwards: _Forwards,
-    cache: dict[int, str],
-    originals: Mapping[int, int],
-) -> dict[int, str]:
-    """Return storages that a layer writes in one forward and reads in the next."""
-    if len(forwards.enter) < 2:
-        return {}
-    writers = _find_writers(facts, flow, forwards, cache)
-    for copy, original in originals.items():
-        if original in writers:
-            writers[copy] = [*writers[original], *writers.get(copy, ())]
-    rows = np.flatnonzero(facts.is_input & np.isin(facts.storage, list(writers)))
-    confirmed: dict[int, str] = {}
-    habits: set[tuple[int, int, str, int]] = set()
-    for row in rows.tolist():
-        storage, op = int(facts.storage[row]), int(facts.row_op[row])
-        reading, module = forwards.number_of(op), int(facts.op_module[op])
-        for written, writer in writers[storage]:
-            if written < reading and facts.op_module[writer] == module:
-                for kept in (storage, originals.get(storage, storage)):
-                    confirmed[kept] = facts.module_paths[module]
-                    habits.add(_habit(facts, kept, writer))
-    # What the last forward wrote was never read, but the layer does this every time.
-    for storage, writes in writers.items():
-        for _, writer in writes:
-            if _habit(facts, storage, writer) in habits:
-                confirmed.setdefault(storage, facts.module_paths[facts.op_module[writer]])
-    # Nor does a layer always write what it later appends to: at first it may keep an input of its.
-    for storage, layer in list(confirmed.items()):
-        begin = forwards.begin_of(int(facts.born_by[storage]))
-        for source in _find_appended(facts, storage):
-            if 0 <= facts.born_by[source] < begin and not facts.is_owned[source]:
-                confirmed.setdefault(source, layer)
-    return confirmed
-
-
-def _find_appended(facts: Facts, storage: int) -> list[int]:
-    """Return what a storage was concatenated from, if that is how it was made."""
-    op = int(facts.born_by[storage])
-    if op < 0 or facts.short_names[facts.code[op]] != "cat":
-        return []
-    return [int(facts.storage[row]) for row in facts.rows_in(op)]
-
-
-def _find_growing(facts: Facts, state: Mapping[int, str]) -> set[int]:
-    """Return those states that every forward makes longer and reads in full: they are caches.
-
-    Keys that no second product reads are among them, such as those of an indexer that chooses
-    tokens. Of a convolution's state, and of what waits to be compressed, only a slice is kept.
-    """
-    rows = np.flatnonzero(np.isin(facts.storage, list(state)))
-    smallest = dict.fromkeys(state, np.iinfo(np.int64).max)
-    for storage, numel in zip(
-        facts.storage[rows].tolist(), facts.numel_of_rows(rows).tolist(), strict=True
-    ):
-        smallest[storage] = min(smallest[storage], numel)
-    chain: dict[int, set[int]] = {}
-    sliced: set[int] = set()
-    for storage in sorted(state, key=lambda number: int(facts.born_by[number])):
-        older = [source for source in _find_appended(facts, storage) if source in state]
-        if not older:
-            continue
-        mine = chain.setdefault(older[0], {older[0]})
-        mine.add(storage)
-        chain[storage] = mine
-        if smallest[storage] < facts.signature_of(int(facts.birth_row[storage])).numel:
-            sliced |= mine
-    return {storage for storage, mine in chain.items() if not mine & sliced}
-
-
-def _habit(facts: Facts, storage: int, writer: int) -> tuple[int, int, str, int]:
-    """Return module and operator that wrote a storage, and the dtype and rank it was made with."""
-    row = int(facts.birth_row[storage])
-    signature = facts.signature_of(row) if row >= 0 else Signature((), (), "", 0)
-    module, code = int(facts.op_module[writer]), int(facts.code[writer])
-    return module, code, signature.dtype, len(signature.shape)
-
-
 def _is_grown(facts: Facts, row: int) -> bool:
     """Return whether the op of a row appends to, or writes into, the row's storage."""
     op = int(facts.row_op[row])
     storage = facts.storage[row]
     is_written = any(facts.storage[r] == storage for r in facts.rows_out(op))
     return facts.short_names[facts.code[op]] == "cat" or is_written
-
-
-def _find_originals(facts: Facts) -> dict[int, int]:
-    """Return what the program copied between forwards, each copy with its original.
-
-    Beam search puts caches and states in another order like that; layers then read the copies.
-    """
-    found: dict[int, int] = {}
-    for op in _find_copying(facts):
-        sources = [int(facts.storage[row]) for row in facts.rows_in(op)]
-        for row in facts.rows_out(op) if sources else ():
-            if facts.born_by[facts.storage[row]] == op:
-                found[int(facts.storage[row])] = found.get(sources[0], sources[0])
-    return found
-
-
-def _find_writers(
-    facts: Facts, flow: Flow, forwards: _Forwards, cache: dict[int, str]
-) -> dict[int, list[tuple[int, int]]]:
-    """Return (forward, op) of each write to a storage that outlives the forward it was in."""
-    rows = np.flatnonzero(~facts.is_input & (facts.op_module[facts.row_op] >= 0))
-    ops = facts.row_op[rows]
-    writes = (facts.born_by[facts.storage[rows]] == ops) | facts.mutates[facts.code[ops]]
-    result: dict[int, list[tuple[int, int]]] = {}
-    for row in rows[writes].tolist():
-        storage, op = int(facts.storage[row]), int(facts.row_op[row])
-        number = forwards.number_of(op)
-        is_counter = facts.signature_of(row).dtype in ("int64", "int32", "bool")
-        if number < 0 or storage in cache or facts.is_owned[storage] or is_counter:
-            continue
-        if flow.origin.get(row) is Origin.ACTIVATION and forwards.outlives(
-            storage, int(forwards.leave[number])
-        ):
-            result.setdefault(storage, []).append((number, op))
-    return result

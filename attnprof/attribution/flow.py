@@ -68,7 +68,7 @@ class Flow:
         self._output_bits = OutputBits(facts)
         self._outer = OuterProducts(facts)
         self._weighted = WeightedSums(facts)
-        self._made_weights = MadeWeights(facts)
+        self.made_weights = MadeWeights(facts)
         self._may_be_outer = [name in OUTER_OPS for name in facts.short_names]
         self._kind = [classify(name) for name in facts.short_names]
         for op in facts.list_writing(is_forward):
@@ -143,7 +143,7 @@ class Flow:
         kind = self._kind[facts.code[op]]
         out = facts.rows_out(op)
         is_product = kind >= 0 and len(rows) >= kind + 2 and len(out) > 0
-        self._made_weights.follow(op, origins, is_product=is_product)
+        self.made_weights.follow(op, origins, is_product=is_product)
         if is_product:
             self._visit_product(op, kind, origins, bits)
             self.unfolded.lay_out_product(
@@ -305,7 +305,7 @@ class Flow:
         pair_right = self._pair_to_read(rows[at + 1], right, (*right[-1:], *left[-2:-1]))
         both = origins[at] == origins[at + 1] == Origin.ACTIVATION
         self.origin[out] = of_product(origins[at], origins[at + 1])
-        if self._made_weights.holds(out):  # no token is in it
+        if self.made_weights.holds(out):  # no token is in it
             result = tuple(FEATURE if bit else 0 for bit in result)
         self.bits[out] = result
         if not both or len(left) < 2 or len(right) < 2:
@@ -388,7 +388,7 @@ class Flow:
         self.bits[out] = (*bits[:-2], left, right)
         # A side of size 1 (one query when decoding) leaves no bit and is not asked for.
         pair = Pair(pattern, [op], sides=(left | right) & SIDES)
-        number = self._pairs.begin(pair, is_open=self._made_weights.are_read_by(op))
+        number = self._pairs.begin(pair, is_open=self.made_weights.are_read_by(op))
         if consumed:
             self._pairs[number].is_chain = True
             number = self._pairs.join(consumed | {number})
