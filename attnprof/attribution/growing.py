@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from attnprof.attribution.calls import AttentionCall
-from attnprof.attribution.facts import Facts, Signature
+from attnprof.attribution.facts import Facts, Ints, Signature
 from attnprof.attribution.forwards import Forwards
 from attnprof.attribution.paths import is_inside
 from attnprof.attribution.products import INTEGERS
@@ -37,28 +37,36 @@ def _find_concatenated(
 ) -> set[int]:
     """Return those states that every forward makes longer and reads in full.
 
-    Of a convolution's state, and of what waits to be compressed, a layer keeps only a slice. A
-    slice that the program takes itself, outside of modules, leaves out tokens that it took back.
+    Of a convolution's state, and of what waits to be compressed, a layer keeps only a slice. Where
+    the program takes one itself, to take tokens back, more is left than there was before them.
     """
     rows = np.flatnonzero(~facts.is_input & np.isin(facts.storage, list(state)))
-    rows = rows[facts.op_module[facts.row_op[rows]] >= 0]
-    smallest = dict.fromkeys(state, np.iinfo(np.int64).max)
-    for storage, numel in zip(
-        facts.storage[rows].tolist(), facts.numel_of_rows(rows).tolist(), strict=True
-    ):
-        smallest[storage] = min(smallest[storage], numel)
+    is_inside = facts.op_module[facts.row_op[rows]] >= 0
+    kept_inside = _find_smallest(facts, rows[is_inside])
+    kept_outside = _find_smallest(facts, rows[~is_inside])
     chain: dict[int, set[int]] = {}
     sliced: set[int] = set()
     for storage in sorted(state, key=lambda number: int(facts.born_by[number])):
-        older = [source for source in find_appended(facts, storage) if source in state]
+        older = [r for r in find_appended(facts, storage) if int(facts.storage[r]) in state]
         if not older:
             continue
-        mine = chain.setdefault(older[0], {older[0], originals.get(older[0], older[0])})
+        source, size = int(facts.storage[older[0]]), facts.signature_of(older[0]).numel
+        mine = chain.setdefault(source, {source, originals.get(source, source)})
         mine.add(storage)
         chain[storage] = mine
-        if smallest[storage] < facts.signature_of(int(facts.birth_row[storage])).numel:
+        whole = facts.signature_of(int(facts.birth_row[storage])).numel
+        if kept_inside[storage] < whole or kept_outside.get(storage, whole) <= size:
             sliced |= mine
     return {storage for mine in chain.values() for storage in mine - sliced if storage in state}
+
+
+def _find_smallest(facts: Facts, rows: Ints) -> dict[int, int]:
+    """Return per storage the elements of the smallest of the tensors in some operand rows."""
+    smallest: dict[int, int] = {}
+    sizes = facts.numel_of_rows(rows).tolist()
+    for storage, numel in zip(facts.storage[rows].tolist(), sizes, strict=True):
+        smallest[storage] = min(smallest.get(storage, numel), numel)
+    return smallest
 
 
 def _find_filled(

@@ -1,6 +1,6 @@
 """What a layer writes in one forward and reads in the next, without attention: states."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -8,6 +8,7 @@ from attnprof.attribution.facts import Facts, Signature
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.forwards import Forwards
 from attnprof.attribution.origins import Origin
+from attnprof.attribution.paths import common_path, is_inside
 
 
 def find_states(
@@ -43,18 +44,47 @@ def find_states(
     # Nor does a layer always write what it later appends to: at first it may keep an input of its.
     for storage, layer in list(confirmed.items()):
         begin = forwards.begin_of(int(facts.born_by[storage]))
-        for source in find_appended(facts, storage):
-            if 0 <= facts.born_by[source] < begin and not facts.is_owned[source]:
-                confirmed.setdefault(source, layer)
-    return confirmed
+        for row in find_appended(facts, storage):
+            source = int(facts.storage[row])
+            for kept in (source, originals.get(source, source)):
+                if 0 <= facts.born_by[kept] < begin and not facts.is_owned[kept]:
+                    confirmed.setdefault(kept, layer)
+    return _hand_down(facts, confirmed)
 
 
-def find_appended(facts: Facts, storage: int) -> list[int]:
-    """Return what a storage was concatenated from, if that is how it was made."""
+def _hand_down(facts: Facts, layers: dict[int, str]) -> dict[int, str]:
+    """Return the layers of states, where a module only keeps what one inside of it makes and reads.
+
+    A model may copy what its layers return into the states that it hands them, for all of them.
+    """
+    rows = np.flatnonzero(np.isin(facts.storage, list(layers)))
+    copied = rows[~facts.is_input[rows]]
+    copied = copied[facts.are_written_in_place(copied)]
+    writing = set(zip(facts.row_op[copied].tolist(), facts.storage[copied].tolist(), strict=True))
+    modules: dict[int, set[int]] = {storage: set() for _, storage in writing}
+    for op, storage in writing:
+        for row in facts.rows_in(op):
+            made = int(facts.producer_row[row])
+            if facts.storage[row] != storage and made >= 0:
+                modules[storage].add(int(facts.op_module[facts.row_op[made]]))
+    for row in rows[facts.is_input[rows] & (facts.op_module[facts.row_op[rows]] >= 0)].tolist():
+        storage, op = int(facts.storage[row]), int(facts.row_op[row])
+        if modules.get(storage) and (op, storage) not in writing:
+            modules[storage].add(int(facts.op_module[op]))
+    result = dict(layers)
+    for storage, found in modules.items():
+        inner = common_path([facts.module_paths[module] for module in found])
+        if found and is_inside(inner, layers[storage]):
+            result[storage] = inner
+    return result
+
+
+def find_appended(facts: Facts, storage: int) -> Sequence[int]:
+    """Return the rows of what a storage was concatenated from, if that is how it was made."""
     op = int(facts.born_by[storage])
     if op < 0 or facts.short_names[facts.code[op]] != "cat":
-        return []
-    return [int(facts.storage[row]) for row in facts.rows_in(op)]
+        return ()
+    return facts.rows_in(op)
 
 
 def _habit(facts: Facts, storage: int, writer: int) -> tuple[int, int, str, int]:
