@@ -1,6 +1,5 @@
 """Put the rules together: every block of a run gets a category, a layer, a phase and a step."""
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import polars as pl
 from attnprof.attribution.allocated import replace_storages
 from attnprof.attribution.attention import find_calls, find_other_calls
 from attnprof.attribution.blocks import Blocks, find_blocks
-from attnprof.attribution.cache import Kept, find_kept, starts_anew
+from attnprof.attribution.cache import Kept, find_kept
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.compiled import locate_ops
 from attnprof.attribution.custom_functions import label_custom_backward
@@ -18,6 +17,7 @@ from attnprof.attribution.facts import Bools, Facts, Ints
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.fused_pairs import find_fused_pairs
 from attnprof.attribution.gradients import find_gradient_storages
+from attnprof.attribution.inference import name_inference_phases
 from attnprof.attribution.labels import CATEGORIES, ROLE_CATEGORIES, Labels, label_storages
 from attnprof.attribution.labels import CODE as CATEGORY
 from attnprof.attribution.order import DeviceBlocks
@@ -72,7 +72,7 @@ def attribute(stored: StoredRun, devices: Sequence[DeviceBlocks] = ()) -> Attrib
     calls = sorted([*calls, *find_fused_pairs(facts, calls)], key=lambda call: call.ops[0])
     join_pieces(facts, flow, calls)
     kept = find_kept(facts, flow, timeline, calls)
-    _name_inference_phases(facts, timeline, calls, kept)
+    name_inference_phases(facts, timeline, calls, kept)
     carried = find_scans(facts, flow, is_forward, calls)
     labels = label_storages(facts, flow, calls, kept, carried, identities, repeats.original)
     label_custom_backward(facts, calls, labels)
@@ -87,53 +87,6 @@ _FROM_OUTSIDE = (
     Category.PARAMETERS, Category.BUFFERS, Category.OPTIMIZER_STATE, Category.INPUTS,
 )  # fmt: skip
 """What compiled code is given and does not make."""
-
-_TRACING = 0
-"""Number of the thread that opened the trace."""
-
-
-def _name_inference_phases(
-    facts: Facts, timeline: Timeline, calls: list[AttentionCall], kept: Kept
-) -> None:
-    """Call forwards that fill a cache prefill, and those that extend it decode.
-
-    A forward that extends a cache belongs to the prefill still, if nobody has asked the one before
-    it for an answer: a long prompt is put in chunk by chunk.
-    """
-    keeping = set(kept.cache.values()) | set(kept.state.values())
-    if not keeping:
-        return
-    first_ops = [call.ops[0] for call in calls]  # ascending
-    prefill: tuple[int, int] | None = None
-    since = -1
-    for begin, end, grad in zip(
-        timeline.forward_begin, timeline.forward_exit, timeline.forward_has_grad, strict=True
-    ):
-        own = calls[bisect_left(first_ops, begin) : bisect_left(first_ops, end)]
-        inside = [call for call in own if call.layer in keeping]
-        modules = np.unique(facts.op_module[begin:end]).tolist()
-        if grad or not (inside or any(facts.module_paths[m] in keeping for m in modules)):
-            continue
-        counted = [call for call in inside if call.k_len]  # linear attention has no lengths
-        extends = any(c.q_len < c.k_len for c in counted) or not counted
-        is_chunk = prefill is not None and not _reads_results(facts, kept, prefill, int(end))
-        is_new = extends and starts_anew(facts, kept, since, int(begin), int(end))
-        is_decode = extends and not is_new and not is_chunk
-        span = timeline.phase[begin:end]
-        span[span == PHASE[Phase.FORWARD]] = PHASE[Phase.DECODE if is_decode else Phase.PREFILL]
-        prefill = None if is_decode else (int(begin), int(end))
-        since = int(end)
-
-
-def _reads_results(facts: Facts, kept: Kept, forward: tuple[int, int], end: int) -> bool:
-    """Return whether an op between a forward and ``end`` reads what it made, but for its cache."""
-    begin, leave = forward
-    if facts.thread[begin] != _TRACING:  # what it does outside of modules is not seen
-        return True
-    rows = slice(int(facts.first_row[leave]), int(facts.first_row[end]))
-    read = np.unique(facts.storage[rows][facts.is_input[rows]])
-    made = read[(facts.born_by[read] >= begin) & (facts.born_by[read] < leave)]
-    return any(s not in kept.cache and s not in kept.state for s in made.tolist())
 
 
 def _build_allocations(

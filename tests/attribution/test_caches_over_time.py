@@ -119,6 +119,21 @@ def test_cache_that_is_cropped_goes_on_from_what_is_left() -> None:
     assert tokens == [PROMPT, PROMPT + 1, PROMPT + 2, PROMPT + 3 - 4, PROMPT + 4 - 4]
 
 
+@pytest.mark.parametrize(
+    ("make", "name"), [(make_llama, "past_key_values"), (make_mamba, "cache_params")]
+)
+def test_single_tokens_that_no_answer_chose_are_decode(
+    make: Callable[[], nn.Module], name: str
+) -> None:
+    """Benchmarks make up the tokens to go on with; a prompt comes in chunks of more than one."""
+    model, cache = make(), None
+    with torch.no_grad(), attnprof.trace(samples_per_second=0) as tracer:
+        for tokens in (4, 3, 1, 1, 1):
+            output = model(prompt(tokens), use_cache=True, **{name: cache})
+            cache = getattr(output, name)
+    assert list_phases(tracer.run) == ["prefill"] * 2 + ["decode"] * 3
+
+
 def decode_on(model: nn.Module, cache: Any, ids: Tensor, forwards: int) -> Tensor:
     for _ in range(forwards):
         output = model(ids, past_key_values=cache)
