@@ -42,19 +42,27 @@ class CacheRooms:
 
         What is packed while it is made is not written in place for that. None where most of what it
         keeps is made anew: then those are only states beside it, such as the last token's share of
-        the next one's V.
+        the next one's V. Nor are these rooms, written anew each time, beside rooms that fill up.
         """
-        found, sizes = set[int](), dict[int, int]()
+        repeated, in_part = set[int](), set[int]()
+        sizes: dict[int, int] = {}
         for storage in set(self._blocks.storage.tolist()):
             own = self._list_own_writes(storage)
             if self._is_packed:
                 born = self._count_calls(int(self._use.facts.born_by[storage]))
                 own = [w for w in own if self._count_calls(w.op) != born]
             sizes[storage] = size = self._size_of(storage)
-            if any(w.size_bytes < size for w in own) or len(own) > 1:
-                found.add(storage)
-        others = max((size for storage, size in sizes.items() if storage not in found), default=0)
-        return found if sum(sizes[storage] for storage in found) > others else set()
+            if any(w.size_bytes < size for w in own):
+                in_part.add(storage)
+            elif len(own) > 1:
+                repeated.add(storage)
+        for found in (in_part, in_part | repeated):
+            others = max(
+                (size for storage, size in sizes.items() if storage not in found), default=0
+            )
+            if sum(sizes[storage] for storage in found) > others:
+                return found
+        return set()
 
     def _list_own_writes(self, storage: int) -> list[Write]:
         """Return what writes something into a storage, and not only clears it."""

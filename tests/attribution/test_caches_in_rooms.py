@@ -63,8 +63,27 @@ class Latent(Attention):
         return self.attend(x, split_heads(self.key(kept)), split_heads(self.value(kept)))
 
 
+class Shifting(Attention):
+    """Attention whose V have a share of the token before; it reads all of its room, masked."""
+
+    def forward(self, x: Tensor, start: int, encoded: Tensor | None) -> Tensor:
+        end = start + x.shape[1]
+        if start == 0:
+            self.room = [torch.zeros(BATCH, HEADS, ROOM, HEAD_DIM) for _ in "kv"]
+            self.last = torch.zeros(BATCH, 1, WIDTH)
+        own = self.value(x)
+        shifted = torch.cat([self.last, own], 1)[:, :-1]
+        self.last.copy_(own[:, -1:])
+        for part, new in zip(self.room, (self.key(x), own + shifted), strict=True):
+            part[:, :, start:end] = split_heads(new)
+        seen = torch.arange(ROOM) <= torch.arange(start, end)[:, None]
+        mixed = attend(split_heads(self.query(x)), *self.room, attn_mask=seen)
+        done: Tensor = x + self.out(mixed.transpose(1, 2).flatten(2))
+        return done
+
+
 class Model(nn.Module):
-    def __init__(self, kind: type[Cross] | type[Latent]) -> None:
+    def __init__(self, kind: type[Attention]) -> None:
         super().__init__()
         self.embed, self.layers = nn.Embedding(31, WIDTH), nn.ModuleList(kind() for _ in "ab")
 
@@ -146,3 +165,10 @@ def test_a_latent_in_a_room_is_a_latent() -> None:
     assert frame["tokens"].to_list() == [n for n in LENGTHS for _ in range(LAYERS)]
     assert set(frame["bytes_per_token"]) == {LATENT * FLOAT}
     assert set(frame["held_bytes"]) == {BATCH * ROOM * LATENT * FLOAT}
+
+
+def test_what_is_kept_of_the_last_token_beside_a_room_is_none_of_its_tokens() -> None:
+    frame = decode(Model(Shifting)).kv_cache()
+    assert set(frame["kind"]) == {"preallocated"}
+    assert frame["tokens"].to_list() == [n for n in LENGTHS for _ in range(LAYERS)]
+    assert set(frame["held_bytes"]) == {BATCH * (ROOM * TOKEN + WIDTH * FLOAT)}

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 import attnprof
@@ -84,8 +85,6 @@ def test_second_answer_begins_with_a_prefill(
 
 @pytest.mark.parametrize("kind", ["DynamicCache", "StaticCache"])
 def test_cache_that_is_reset_counts_from_nothing_again(kind: str) -> None:
-    import transformers
-
     model = make_llama()
     room = {"max_cache_len": 20} if kind == "StaticCache" else {}
     cache = getattr(transformers, kind)(config=model.config, **room)
@@ -120,13 +119,19 @@ def test_cache_that_is_cropped_goes_on_from_what_is_left() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "name"), [(make_llama, "past_key_values"), (make_mamba, "cache_params")]
+    ("make", "name", "has_room"),
+    [
+        (make_llama, "past_key_values", False),
+        (lambda: make_llama(attention="sdpa"), "past_key_values", True),  # heads become queries
+        (make_mamba, "cache_params", False),
+    ],
 )
 def test_single_tokens_that_no_answer_chose_are_decode(
-    make: Callable[[], nn.Module], name: str
+    make: Callable[[], nn.Module], name: str, has_room: bool
 ) -> None:
     """Benchmarks make up the tokens to go on with; a prompt comes in chunks of more than one."""
-    model, cache = make(), None
+    model: Any = make()
+    cache = transformers.StaticCache(config=model.config, max_cache_len=20) if has_room else None
     with torch.no_grad(), attnprof.trace(samples_per_second=0) as tracer:
         for tokens in (4, 3, 1, 1, 1):
             output = model(prompt(tokens), use_cache=True, **{name: cache})
