@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 
+from attnprof.attribution.axes import FEATURE
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Bools, Facts
 from attnprof.attribution.flow import Flow
@@ -46,7 +47,7 @@ def find_calls(facts: Facts, flow: Flow) -> list[AttentionCall]:
     calls = [c for c in read if c.has_normaliser or c.pattern is not Pattern.LOW_RANK]
     judge_kinds(facts, flow, calls)
     find_first_chunks(facts, flow, calls, [pair for pair in pairs if not pair.seconds])
-    calls += _find_single_ops(facts)
+    calls += _find_single_ops(facts, flow)
     return sorted(calls, key=lambda call: call.ops[0])
 
 
@@ -270,7 +271,7 @@ def _find_masks(facts: Facts, call: AttentionCall) -> None:
                 (call.softmax_rows if op in after else call.mask_rows).append(row)
 
 
-def _find_single_ops(facts: Facts) -> list[AttentionCall]:
+def _find_single_ops(facts: Facts, flow: Flow) -> list[AttentionCall]:
     """Return the calls that are one op: fused kernels, and whole layers in one op."""
     fused = [bool(_FUSED.search(n)) and "backward" not in n for n in facts.short_names]
     opaque = [bool(_OPAQUE.search(n)) for n in facts.short_names]
@@ -284,12 +285,12 @@ def _find_single_ops(facts: Facts) -> list[AttentionCall]:
             call.is_recompute = bool(facts.is_recompute[op])
             call.backend = facts.short_names[code]
             if fused[code]:
-                _read_fused(facts, call)
+                _read_fused(facts, flow, call)
             calls.append(call)
     return calls
 
 
-def _read_fused(facts: Facts, call: AttentionCall) -> None:
+def _read_fused(facts: Facts, flow: Flow, call: AttentionCall) -> None:
     op = call.ops[0]
     rows = [r for r in facts.rows_in(op) if len(facts.signature_of(r).shape) >= 3]
     outs = facts.rows_out(op)
@@ -316,3 +317,23 @@ def _read_fused(facts: Facts, call: AttentionCall) -> None:
     call.value_dim = v[-1]
     call.q_len, call.k_len = q[time_at], k[time_at]
     call.keys_row = rows[1]
+    if _are_heads(facts, flow, rows[0], head_at, time_at):
+        call.heads, call.q_len = call.heads * call.q_len, 1
+
+
+def _are_heads(facts: Facts, flow: Flow, row: int, head_at: int, time_at: int) -> bool:
+    """Return whether queries are heads that share a key, given as queries of a single token.
+
+    Then they and the heads were one dimension of features. Learned queries have their own.
+    """
+    made = int(facts.producer_row[row])
+    if made < 0 or flow.bits_of_input(row)[time_at] != FEATURE:
+        return False
+    read = facts.signature_of(row)
+    ends = [read.stride[at] * read.shape[at] for at in (head_at, time_at)]
+    least, most = min(read.stride[head_at], read.stride[time_at]), max(ends)
+    written, bits = flow.written(made)
+    return any(
+        bit == FEATURE and stride <= least and stride * size >= most
+        for size, stride, bit in zip(written.shape, written.stride, bits, strict=True)
+    )

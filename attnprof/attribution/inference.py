@@ -55,7 +55,6 @@ def _find_forwards(
     keeping = set(kept.cache.values()) | set(kept.state.values())
     if not keeping:
         return []
-    heads = _count_heads(calls)
     first_ops = [call.ops[0] for call in calls]  # ascending
     found: list[_Forward] = []
     prefill: slice | None = None
@@ -76,19 +75,11 @@ def _find_forwards(
         extends = extends and not starts_anew(facts, kept, since, begin, end)
         follows = prefill is not None and not _reads_results(facts, kept, prefill, end)
         has_one = facts.first_input_shape(begin, end)[1:2] == (1,)
-        if counted:  # kernels may be given heads that share a key as so many queries
-            has_one = all(call.q_len * call.heads == heads[call.layer] for call in counted)
+        if counted:
+            has_one = all(call.q_len == 1 for call in counted)
         found.append(_Forward(slice(begin, end), extends, follows, has_one))
         prefill = None if extends and not follows else slice(begin, end)
     return found
-
-
-def _count_heads(calls: list[AttentionCall]) -> dict[str, int]:
-    """Return the most heads that a call of each layer has."""
-    heads: dict[str, int] = {}
-    for call in calls:
-        heads[call.layer] = max(heads.get(call.layer, 0), call.heads)
-    return heads
 
 
 def _reads_results(facts: Facts, kept: Kept, forward: slice, end: int) -> bool:
