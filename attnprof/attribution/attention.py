@@ -18,6 +18,7 @@ from attnprof.attribution.products import (
     MULTIPLICATIONS,
     NORMALISING,
     OVERWRITING,
+    UNFILLED,
     factors,
     is_index,
     is_product,
@@ -267,8 +268,16 @@ def _find_masks(facts: Facts, call: AttentionCall) -> None:
             is_own = made >= 0 and int(facts.row_op[made]) in own
             if row in skip or is_own or is_index(facts, row):
                 continue
+            if is_first and _is_unfilled(facts, made):  # what baddbmm has to be given, with beta=0
+                call.score_ops.add(int(facts.row_op[made]))
+                continue
             if facts.signature_of(row).numel >= max(2, call.k_len):
                 (call.softmax_rows if op in after else call.mask_rows).append(row)
+
+
+def _is_unfilled(facts: Facts, made: int) -> bool:
+    """Return whether an output row is a tensor that nothing has been written to."""
+    return made >= 0 and facts.short_names[facts.code[facts.row_op[made]]] in UNFILLED
 
 
 def _find_single_ops(facts: Facts, flow: Flow) -> list[AttentionCall]:

@@ -36,6 +36,18 @@ class _Data:
         return replace(self, sequences=int(sequences), samples=int(self.samples * times))
 
 
+@dataclass(slots=True)
+class _Passed:
+    """A tensor on the way from keys to the data that they were made of."""
+
+    made: int = -1
+    """The output row that wrote it."""
+    times: Fraction = Fraction(1)
+    """How often the batch is repeated in it, as an image that texts share."""
+    tokens: int = -1
+    """How many tokens of all sequences it was projected from; 0 by a convolution, -1 if unknown."""
+
+
 _JOINING = frozenset({"cat", "stack"})
 _WHOLE = frozenset({"repeat", "stack"})
 _REPEATING = _JOINING | _WHOLE | {"repeat_interleave", "index_select", "index"}
@@ -77,33 +89,55 @@ class Sequences:
     def _find_data(self, row: int) -> _Data:
         """Return what the tensor in an input row was made of, along its largest operands."""
         facts, is_inside = self._facts, bool(self._facts.scope[self._facts.row_op[row]] >= 0)
-        passed: list[tuple[int, Fraction]] = []
+        passed = [_Passed()]  # the keys, then rows that wrote what they were made of
         weighed = -1  # what the earliest op with a weight was given
-        times = Fraction(1)  # how often the batch is repeated, as an image that texts share
         while True:
             made = int(facts.producer_row[row])
             if weighed >= 0:
-                times *= self._count_repeats(row, made)
+                self._repeat(passed, row, made)
             if made in self._data:
                 found = self._data[made]
                 break
             op = int(facts.row_op[made]) if made >= 0 else -1
             if made < 0 or (is_inside and facts.scope[op] < 0):
-                found = self._read_data(row, weighed)
+                found = self._read_data(row, weighed, passed[0].times)
                 break
-            passed.append((made, times))
+            passed.append(_Passed(made))
             following = self._choose_operand(op)
             if following < 0:
                 is_data = self._flow.origin.get(made) is Origin.ACTIVATION
                 indices = self._find_indices(op)
-                found = indices or (self._read_data(made, weighed) if is_data else _Data((), 0))
+                given = self._read_data(made, weighed, passed[0].times) if is_data else None
+                found = indices or given or _Data((), 0)
                 break
             if self._has_weight(op):
                 weighed = following
+                self._note_tokens(passed, op, following)
             row = following
-        for made, so_far in passed:
-            self._data[made] = found.repeat(times / so_far)
-        return found.repeat(times)
+        for each in passed[1:]:
+            self._data[each.made] = found.repeat(each.times)
+        return found.repeat(passed[0].times)
+
+    def _note_tokens(self, passed: list[_Passed], op: int, given: int) -> None:
+        """Note of how many tokens a projection made what lies between it and the keys."""
+        given_to = self._facts.signature_of(given)
+        is_convolution = self._facts.short_names[self._facts.code[op]] in CONVOLUTIONS
+        tokens = 0 if is_convolution else given_to.numel // max(1, given_to.shape[-1])
+        for each in passed:
+            each.tokens = each.tokens if each.tokens >= 0 else tokens
+
+    def _repeat(self, passed: list[_Passed], row: int, made: int) -> None:
+        """Repeat what was made of a batch as often as this is, unless it was put together again.
+
+        Residual streams are summed up before every layer: there are as many tokens as before.
+        """
+        times = self._count_repeats(row, made)
+        if times == 1:
+            return
+        given = self._facts.signature_of(row)
+        before = given.numel // max(1, given.shape[-1]) / times
+        for each in passed:
+            each.times *= 1 if each.tokens == before else times
 
     def _count_repeats(self, row: int, made: int) -> Fraction:
         """Return how often a batch that an output row wrote is repeated in an input row.
@@ -160,7 +194,12 @@ class Sequences:
         ]
         if is_product(facts, op) and len(rows) > 1 and (right := factors(facts, op)[1]) in rows:
             return right
-        return max(rows, key=lambda row: facts.signature_of(row).numel, default=-1)
+        # Of a sum that which is older: a residual stream, not the attention to something else.
+        return max(
+            rows,
+            key=lambda row: (facts.signature_of(row).numel, -int(facts.producer_row[row])),
+            default=-1,
+        )
 
     def _has_weight(self, op: int) -> bool:
         facts = self._facts
@@ -178,8 +217,14 @@ class Sequences:
         shape = max(shapes, key=math.prod, default=())
         return _Data(shape, shape[0]) if len(shape) > 1 else None
 
-    def _read_data(self, row: int, weighed: int) -> _Data:
-        """Return how many sequences are in data; images may be put together for a convolution."""
+    def _read_data(self, row: int, weighed: int, times: Fraction) -> _Data:
+        """Return how many sequences are in data; images may be put together for a convolution.
+
+        Args:
+            row: The data's row.
+            weighed: The input row of the earliest op with a weight, or -1.
+            times: How often it is known to be repeated in the keys.
+        """
         first = int(self._first_read[self._facts.storage[row]])
         given = self._facts.signature_of(first if first >= 0 else row)
         if weighed < 0 or len(given.shape) < 2:
@@ -189,9 +234,8 @@ class Sequences:
             is_merged = used.shape[0] > given.shape[0]
             return _Data(used.shape, used.shape[0], given.shape[0] if is_merged else 0)
         is_wider = used.shape[-1] != given.shape[-1]  # features were made without a weight
-        repeats = (
-            1 if is_wider else used.numel // max(1, given.numel)
-        )  # two views of a batch are put together
+        # Two views of a batch are put together.
+        repeats = 1 if is_wider else int(used.numel / (max(1, given.numel) * times))
         return _Data(given.shape, given.shape[0] * max(1, repeats))
 
 

@@ -85,6 +85,7 @@ def label_storages(
         _label_call(facts, flow, call, labels)
     _label_repeated(facts, original, labels)
     _label_backward(facts, calls, labels)
+    _label_mask_gradients(facts, calls, labels)
     _label_sums(facts, calls, labels)
     return labels
 
@@ -182,7 +183,40 @@ def _label_backward(facts: Facts, calls: list[AttentionCall], labels: Labels) ->
                 continue
             is_score = bool(call.score_ops) and facts.signature_of(row).numel >= call.score_numel
             is_io = is_first or not is_score or _is_gradient_of_values(facts, call, op)
+            if is_io and not is_first and _is_gradient_of_mask(facts, call, op, row):
+                labels.put(storage, Category.ATTENTION_MASK, call.layer)
             labels.put(storage, Category.ATTENTION_IO if is_io else category, call.layer)
+
+
+def _is_gradient_of_mask(facts: Facts, call: AttentionCall, op: int, row: int) -> bool:
+    """Return whether a backward op sums gradients of scores up to the size of what was added."""
+    joined = facts.rows_in(int(facts.forward_op[op]))
+    shape = facts.signature_of(row).shape
+    return facts.signature_of(row).numel >= max(2, call.q_len * call.k_len) and any(
+        r in call.mask_rows and _strip(facts.signature_of(r).shape) == _strip(shape) for r in joined
+    )
+
+
+def _label_mask_gradients(facts: Facts, calls: list[AttentionCall], labels: Labels) -> None:
+    """Label the gradients of what masks were made of, such as a bias that is learned."""
+    least: dict[int, int] = {}
+    for call in calls:
+        layer, size = labels.number_of(call.layer), max(2, call.q_len * call.k_len)
+        least[layer] = min(size, least.get(layer, size))
+    masks = np.flatnonzero(labels.category == CODE[Category.ATTENTION_MASK])
+    masks = masks[(facts.born_by[masks] >= 0) & np.isin(labels.layer[masks], list(least))]
+    maker = dict(zip(facts.born_by[masks].tolist(), labels.layer[masks].tolist(), strict=True))
+    for op in np.flatnonzero(np.isin(facts.forward_op, list(maker))).tolist():
+        layer = maker[int(facts.forward_op[op])]
+        for row in facts.rows_out(op):
+            storage = int(facts.storage[row])
+            if facts.born_by[storage] == op and facts.signature_of(row).numel >= least[layer]:
+                labels.put(storage, Category.ATTENTION_MASK, labels.layers[layer])
+
+
+def _strip(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape without dimensions of size 1."""
+    return tuple(size for size in shape if size > 1)
 
 
 def _is_gradient_of_values(facts: Facts, call: AttentionCall, op: int) -> bool:

@@ -35,6 +35,9 @@ is more often a place to write to."""
 FILLED_ANEW = frozenset({"new_zeros", "zeros_like"})
 """Ops that take from their operand nothing but its shape or dtype: states begin with them."""
 
+UNFILLED = FILLED_ANEW | {"zeros", "empty", "empty_like", "empty_strided", "new_empty"}
+"""Ops that make a tensor which says nothing: a place to write to, or to add to."""
+
 INDEXING = re.compile(r"^(index|gather|scatter|embedding|take)")
 """Ops whose integer operands are places in another operand."""
 

@@ -7,11 +7,14 @@ from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Facts, Signature
 from attnprof.attribution.flow import Flow
 from attnprof.attribution.layouts import Layout
+from attnprof.attribution.origins import Origin
 from attnprof.attribution.pairs import Pair
 from attnprof.attribution.products import factors, is_product
 from attnprof.vocabulary import AttentionKind
 
 _GATHERS = frozenset({"index_select", "index", "repeat_interleave"})
+_FARTHEST = 16
+"""Ops between a projection and queries: rotations, padding, windows, copies."""
 
 
 def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> None:
@@ -43,7 +46,9 @@ def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> No
     is_merged = len(signature.shape) < 4
     call.heads = _count_heads(facts, flow, first_left if is_merged else -1, rest)
     # Data handed in as (B, H, T, D), without projections, is all tokens but for the last dimension.
-    is_clear = all(b in (TOKEN, FEATURE) for _, b in rest) and any(b == FEATURE for _, b in rest)
+    is_clear = all(b in (TOKEN, FEATURE) for _, b in rest) and (
+        any(b == FEATURE for _, b in rest) or _is_projected(facts, flow, first_left)
+    )
     of_tokens = key_dims | {i for i, bit in enumerate(bits) if bit & (LEFT | RIGHT)}
     if len(signature.shape) == 4 and not is_clear and 0 not in of_tokens:
         call.heads = signature.numel // max(1, q_len * k_len * signature.shape[0])
@@ -71,6 +76,20 @@ def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> No
     is_low_rank = fixed_keys or (pair.is_chain and len(sizes) > 1)
     call.kind = AttentionKind.LOW_RANK if is_low_rank else AttentionKind.MATERIALISED
     call.keys_row, call.key_repeats = keys, repeats
+
+
+def _is_projected(facts: Facts, flow: Flow, row: int) -> bool:
+    """Return whether the tensor in an input row was made by a projection, not long before."""
+    for _ in range(_FARTHEST):
+        made = int(facts.producer_row[row])
+        rows = facts.rows_in(int(facts.row_op[made])) if made >= 0 else range(0)
+        own = [r for r in rows if flow.origin_of_input(r) is Origin.ACTIVATION]
+        if not own:
+            return False
+        if is_product(facts, int(facts.row_op[made])) and len(own) < len(rows):
+            return True
+        row = max(own, key=lambda r: facts.signature_of(r).numel)
+    return False
 
 
 def _choose_principal(facts: Facts, pair: Pair, key_side: int) -> int:

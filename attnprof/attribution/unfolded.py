@@ -7,6 +7,7 @@ from typing import Any
 from attnprof.attribution.axes import FEATURE, TOKEN, Bits
 from attnprof.attribution.facts import Facts
 from attnprof.attribution.layouts import Factors, Layout, fold, unfold
+from attnprof.attribution.products import is_index
 
 _JOINING = frozenset({"cat", "stack"})
 
@@ -39,13 +40,25 @@ class Unfolded:
         return writer not in self._layout and int(self._facts.signature[writer]) == signature
 
     def carry(self, out: int, rows: list[int]) -> None:
-        """Let an element-wise result be unfolded as its operand is."""
+        """Let a result be unfolded as an operand of its shape is, or of its shape but for one size.
+
+        What is padded, put together, gathered or broadcast along one dimension keeps the others.
+        """
         facts = self._facts
         shape = facts.signature_of(out).shape
-        for row in rows:
-            if facts.signature_of(row).shape == shape:
-                self.lay_out(out, self._unfold_input(row))
-                return
+        given = {row: facts.signature_of(row).shape for row in rows if not is_index(facts, row)}
+        differing = {
+            row: [i for i, (a, b) in enumerate(zip(sizes, shape, strict=True)) if a != b]
+            for row, sizes in given.items()
+            if len(sizes) == len(shape)
+        }
+        row = min(differing, key=lambda row: len(differing[row]), default=-1)
+        if row < 0 or len(differing[row]) > 1:
+            return
+        parts = list(self._unfold_input(row))
+        for dim in differing[row] if parts else ():
+            parts[dim] = ((shape[dim], self._bits[out][dim]),)
+        self.lay_out(out, tuple(parts))
 
     def parts_of_input(self, row: int) -> tuple[Factors, ...]:
         """Return the parts of every dimension of the tensor in an input row; often only one."""
