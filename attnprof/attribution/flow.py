@@ -169,7 +169,7 @@ class Flow:
         if scores and facts.short_names[facts.code[op]] not in OVERWRITING:
             self._take_sides_of_one(op, rows, out, bits)
         leading = [row for row, own in zip(rows, origins, strict=True) if own == origin]
-        heard = self._output_bits.choose_heard(out, scores) or leading
+        heard = self._output_bits.choose_heard(out, scores, leading)
         for row in out:
             self.origin[row] = origin
             self.bits[row] = self._output_bits.find(row, kind, rows, bits, heard)
@@ -361,17 +361,25 @@ class Flow:
         """Let scores pass a product with a parameter (over heads, say), if both sides survive.
 
         With a side of size 1 only the other is left to go by, and that one, the tokens, survives
-        every projection of the residual stream. What goes through two of them is no score: a
-        residual stream of pairs of tokens (of residues, in models of proteins) goes on like that.
+        every projection of the residual stream: then it has to mix heads into as many. What goes
+        through two of them is no score: a residual stream of pairs of tokens (of residues, in
+        models of proteins) goes on like that.
         """
         numbers = {n for row in rows if (n := self._pair_of_input(row)) is not None}
         out = self._facts.rows_out(op)[0]
-        if all(self._pairs[n].sides == SIDES for n in numbers) and not self._are_projected(rows):
+        survives = all(self._pairs[n].sides == SIDES for n in numbers) or self._mixes_heads(rows)
+        if survives and not self._are_projected(rows):
             self._carry_pair(op, rows)
             if out not in self._normalised:
                 self._projected.add(out)
             return
         self._forget_sides([out])
+
+    def _mixes_heads(self, rows: range) -> bool:
+        """Return whether a weight among some input rows makes as many of several heads."""
+        weights = [r for r in rows if self._pair_of_input(r) is None]
+        shapes = [self._facts.signature_of(r).shape for r in weights]
+        return any(len(shape) > 1 and shape[-1] == shape[-2] > 1 for shape in shapes)
 
     def _are_projected(self, rows: range) -> bool:
         """Return whether all scores among some input rows went through a projection."""

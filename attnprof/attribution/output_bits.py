@@ -5,7 +5,7 @@ from typing import Any
 from attnprof.attribution import axes
 from attnprof.attribution.axes import Bits
 from attnprof.attribution.facts import Facts
-from attnprof.attribution.products import CONVOLUTION, EMBEDDING
+from attnprof.attribution.products import CONVOLUTION, EMBEDDING, is_index
 
 
 class OutputBits:
@@ -16,15 +16,29 @@ class OutputBits:
         self._facts = facts
         self._memo: dict[tuple[Any, ...], Bits] = {}
 
-    def choose_heard(self, out: range, scores: list[int]) -> list[int]:
-        """Return the scores among an op's input rows that say what its outputs' dimensions are.
+    def choose_heard(self, out: range, scores: list[int], leading: list[int]) -> list[int]:
+        """Return the input rows of an op that say what its outputs' dimensions are.
 
         A position embedding is a parameter, but adding it makes no features of tokens. Nor does a
-        bias that was made of tokens make tokens of the heads of scores.
+        bias that was made of tokens make tokens of the heads of scores, nor an index of them tokens
+        of the heads of what it gathers.
+
+        Args:
+            out: The op's output rows.
+            scores: The scores among its input rows.
+            leading: Those of its input rows that are furthest from being constant.
         """
         facts = self._facts
-        shapes = [facts.signature_of(row).shape for row in out[:1] if scores]
-        return [row for row in scores if facts.signature_of(row).shape in shapes]
+        shapes = [facts.signature_of(row).shape for row in out[:1]]
+        alike = [row for row in scores if facts.signature_of(row).shape in shapes]
+        ranks = [len(shape) for shape in shapes]
+        values = [
+            row
+            for row in leading
+            if len(facts.signature_of(row).shape) in ranks and not is_index(facts, row)
+        ]
+        has_index = any(is_index(facts, row) for row in leading)
+        return alike or (values if has_index and values else leading)
 
     def find(self, row: int, kind: int, rows: range, bits: list[Bits], heard: list[int]) -> Bits:
         """Return the bits of an output row.

@@ -142,6 +142,29 @@ def test_batch_of_learned_queries_is_no_heads() -> None:
     assert shape_of(read_row(tracer.run)) == (BATCH, HEADS, HEADS, 9, TOKENS)
 
 
+class ClassToken(Attention):
+    """One query for all tokens; heads are mixed before the softmax and after it."""
+
+    def __init__(self) -> None:
+        super().__init__(self.attend)
+        self.before, self.after = (nn.Linear(HEADS, HEADS, bias=False) for _ in range(2))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = self.before(torch.einsum("bqhd,bkhd->bqkh", q[:, :1], k))
+        weights = self.after(scores.softmax(2))
+        return torch.einsum("bqkh,bkhd->bqhd", weights, v)
+
+
+def test_heads_of_one_query_are_mixed() -> None:
+    model = nn.Sequential(nn.Embedding(50, WIDTH), ClassToken())
+    with attnprof.trace() as tracer:
+        model(torch.randint(0, 50, (BATCH, TOKENS))).square().mean().backward()
+    row = read_row(tracer.run)
+    assert shape_of(row) == (BATCH, HEADS, HEADS, 1, TOKENS)
+    # What the mixes take in, and what the second gives.
+    assert row["saved_softmax_bytes"] == 3 * BATCH * HEADS * TOKENS * FLOAT
+
+
 def test_products_of_all_with_all_summed_over_features_are_scores() -> None:
     def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         decay = torch.rand(TOKENS, TOKENS, 1)

@@ -88,6 +88,26 @@ def test_heads_before_the_batch_are_heads_if_some_features_are_turned() -> None:
     assert row == ("materialised", BATCH, HEADS, TOKENS, TOKENS)
 
 
+class Sorted(Attention):
+    """Attention within buckets of tokens that are alike, as constants of every head say."""
+
+    def __init__(self) -> None:
+        super().__init__(self.attend, HEADS)
+        self.register_buffer("means", torch.randn(HEADS, HEAD_DIM))
+
+    def attend(self, *parts: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(0, (-1, HEADS))[:, :, : 4 * WINDOW] for part in parts)
+        order = torch.einsum("bhtd,hd->bht", q, self.means).argsort(-1)
+        places = order[..., None].expand_as(q)
+        q, k, v = (x.gather(2, places).unflatten(2, (-1, WINDOW)) for x in (q, k, v))
+        mixed = ((q @ k.mT).softmax(-1) @ v).flatten(2, 3)
+        return torch.zeros_like(mixed).scatter(2, places, mixed).flatten(0, 1)
+
+
+def test_heads_are_heads_where_an_index_of_tokens_gathers() -> None:
+    assert read_row(Sorted()) == ("banded", 4 * BATCH, HEADS, WINDOW, WINDOW)
+
+
 class Streams(nn.Module):
     """Residual streams in the batch, which are summed up before a layer and added to after it."""
 
