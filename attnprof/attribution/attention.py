@@ -140,6 +140,7 @@ def _read_pair(facts: Facts, flow: Flow, pair: Pair) -> AttentionCall:
     _add_side_ops(facts, detours.union(pair.between, pair.beside), call)
     call.result_rows = [facts.rows_out(op)[0] for op in normalisers]
     size = facts.signature_of(call.result_rows[0]).numel
+    call.score_numel = min(call.score_numel, size)  # a band may be laid out anew for values
     call.path_rows = [
         row
         for op in sorted(path)

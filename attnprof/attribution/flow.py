@@ -194,8 +194,10 @@ class Flow:
         if len(bits) == 1 and (found := self._outer.sum_up(op, bits[0])):
             outer, marked = found
             out = self._facts.rows_out(op)[0]
-            pair = Pair(Pattern.SCORES, [outer.ops[0]], between=[*outer.ops[1:], op])
-            self.pair_of[out], self.bits[out] = self._pairs.begin(pair), marked
+            ops = [*outer.ops[1:], op]
+            pair = Pair(Pattern.SCORES, [outer.ops[0]], sides=outer.sides, between=ops)
+            self.pair_of[out] = self._pairs.begin(pair, is_open=outer.sides != SIDES)
+            self.bits[out] = marked
 
     def _follow_weighted(
         self, op: int, scores: list[int], bits: list[Bits], *, of_data: bool

@@ -240,7 +240,8 @@ def _label_sums(facts: Facts, calls: list[AttentionCall], labels: Labels) -> Non
     numel = np.where(facts.birth_row >= 0, facts.numel_of_rows(facts.birth_row), 0)
     large = np.flatnonzero((labels.category < 0) & (numel >= min(sizes)))
     large = large[facts.is_backward[facts.born_by[large]]]
-    scores = {CODE[Category.SOFTMAX], CODE[Category.ATTENTION_SCORES]}
+    own = (Category.SOFTMAX, Category.ATTENTION_SCORES, Category.ATTENTION_MASK)
+    scores = {CODE[category] for category in own}
     for storage in large[np.argsort(facts.born_by[large], kind="stable")].tolist():
         op = int(facts.born_by[storage])
         if is_product(facts, op):

@@ -21,6 +21,8 @@ from attnprof.attribution.products import INTEGERS, factors, is_product
 
 _JOINING = frozenset({"add", "add_", "sub", "sub_", "cat"})
 """Sums; and a concatenation, which becomes one in the projection that follows."""
+_MOST_JOINED = 4
+"""Tensors that are concatenated, at most: queries, keys, and what is made of both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ def find_meetings(facts: Facts, flow: Flow, is_forward: Bools) -> dict[int, Meet
     may_join = np.array([name in _JOINING for name in facts.short_names], np.bool_)
     found = {}
     for op in np.flatnonzero(may_join[facts.code] & is_forward).tolist():
-        if len(facts.rows_in(op)) == 2:
+        is_cat = facts.short_names[facts.code[op]] == "cat"
+        if 2 <= len(facts.rows_in(op)) <= (_MOST_JOINED if is_cat else 2):
             meeting = _read(facts, flow, op)
             if meeting is not None:
                 found[op] = meeting
@@ -52,24 +55,47 @@ def _read(facts: Facts, flow: Flow, op: int) -> Meeting | None:
     out = facts.signature_of(facts.rows_out(op)[0])
     if out.dtype in INTEGERS or any(flow.origin_of_input(r) != Origin.ACTIVATION for r in rows):
         return None
-    first, second = (_align(flow.bits_of_input(row), len(out.shape)) for row in rows)
     dims = range(len(out.shape))
-    lefts = [i for i in dims if first[i] & TOKEN and not second[i]]
-    rights = [i for i in dims if second[i] & TOKEN and not first[i]]
-    if len(lefts) == len(rights) == 1:
-        return Meeting(lefts[0], rights[0])
-    if not lefts and not rights and (folded := _read_folded(flow, rows, out.shape)):
-        return folded
-    # One query, as of a decoder that attends at every step. It has to have features of its own:
-    # what was subtracted from a whole sequence may be its mean, or its maximum.
-    alone = rows[0] if not lefts else rows[1]
-    made = int(facts.producer_row[alone])
-    is_projected = made >= 0 and is_product(facts, int(facts.row_op[made]))
-    has_features = any(first[i] == second[i] == FEATURE for i in dims)
-    if len(lefts) + len(rights) != 1 or not is_projected or not has_features:
-        return None
-    left, right = (found[0] if found else -1 for found in (lefts, rights))
-    return Meeting(left, right)
+    bits = [_align(flow.bits_of_input(row), len(out.shape)) for row in rows]
+    for at, second in enumerate(bits[1:], 1):  # what follows may be made of both, as products
+        first = bits[0]
+        lefts = [i for i in dims if first[i] & TOKEN and not second[i]]
+        rights = [i for i in dims if second[i] & TOKEN and not first[i]]
+        if len(lefts) == len(rights) == 1:
+            return Meeting(lefts[0], rights[0])
+        if len(rows) > 2:
+            continue
+        if not lefts and not rights and (folded := _read_folded(flow, rows, out.shape)):
+            return folded
+        # One query, as of a decoder that attends at every step.
+        has_features = any(first[i] == second[i] == FEATURE for i in dims)
+        if len(lefts) + len(rights) == 1 and has_features:
+            alone = rows[0] if not lefts else rows[at]
+            if _is_query(facts, alone, (lefts + rights)[0] - len(dims)):
+                left, right = (found[0] if found else -1 for found in (lefts, rights))
+                return Meeting(left, right)
+    return None
+
+
+def _is_query(facts: Facts, row: int, dim: int) -> bool:
+    """Return whether one query is in an input row, to be joined with all keys along a dimension.
+
+    To be added, it has to have features of its own: what was subtracted from a whole sequence may
+    be its mean, or its maximum. To be concatenated, it has to be repeated.
+    """
+    signature, made = facts.signature_of(row), int(facts.producer_row[row])
+    op = int(facts.row_op[made]) if made >= 0 else -1
+    is_once = len(signature.shape) < -dim or signature.shape[dim] == 1 or not signature.stride[dim]
+    if facts.short_names[facts.code[facts.row_op[row]]] != "cat":
+        return op >= 0 and is_once and is_product(facts, op)
+    return is_once or (op >= 0 and _is_repeated(facts, op))
+
+
+def _is_repeated(facts: Facts, op: int) -> bool:
+    """Return whether an op copies its only operand several times."""
+    given = facts.rows_in(op)
+    is_expanded = len(given) == 1 and not all(facts.signature_of(given[0]).stride)
+    return is_expanded or facts.short_names[facts.code[op]] == "repeat"
 
 
 def _read_folded(flow: Flow, rows: range, shape: tuple[int, ...]) -> Meeting | None:
@@ -136,9 +162,15 @@ class SumFlow(Flow):
         return False
 
     def _pass_projection(self, op: int, rows: range) -> None:
-        """Let the scores of one query pass the projection that sums up their features."""
+        """Let the scores of one query pass the projection that sums up their features.
+
+        And that which makes a sum of a concatenation.
+        """
+        facts = self._facts
         numbers = {n for row in rows if (n := self._pair_of_input(row)) is not None}
-        is_sum = self._facts.signature_of(self._facts.rows_out(op)[0]).shape[-1] == 1
+        is_sum = facts.signature_of(facts.rows_out(op)[0]).shape[-1] == 1
+        makers = {int(facts.row_op[facts.producer_row[row]]) for row in rows}
+        is_sum |= any(facts.short_names[facts.code[m]] == "cat" for m in makers & {*self._meetings})
         if is_sum and any(self._pairs[n].sides != SIDES for n in numbers):
             self._carry_pair(op, rows)
         else:
@@ -191,14 +223,16 @@ def read_sums(facts: Facts, call: AttentionCall) -> None:
     scores = call.batch * call.heads * call.q_len * call.k_len
     for op in sorted(call.firsts):
         whole = facts.signature_of(facts.rows_out(op)[0]).numel
-        is_cat = facts.short_names[facts.code[op]] == "cat"
-        call.head_dim = whole // scores // (2 if is_cat else 1)
+        rows = facts.rows_in(op)
+        joined = len(rows) if facts.short_names[facts.code[op]] == "cat" else 1
+        call.head_dim = whole // scores // joined
         # A concatenation is kept by the projection that follows, and its result by the next op.
-        call.sum_width = 3 * call.head_dim if is_cat else call.head_dim
-        for row in factors(facts, op):
+        call.sum_width = (joined + 1) * call.head_dim if joined > 1 else call.head_dim
+        for row in rows:
             made = int(facts.producer_row[row])
             size = facts.signature_of(made).numel if made >= 0 else 0
-            if size * (2 if is_cat else 1) == whole and not is_product(facts, facts.row_op[made]):
+            is_keys = call.q_len == 1 and not _is_repeated(facts, int(facts.row_op[made]))
+            if size * joined == whole and not is_keys and not is_product(facts, facts.row_op[made]):
                 call.score_ops.add(int(facts.row_op[made]))
     call.ops = sorted({*call.ops, *call.score_ops})
     call.kv_heads = call.heads

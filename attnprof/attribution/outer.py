@@ -1,7 +1,9 @@
 """Scores written as a product of every query with every key, summed up over their features.
 
 ``(q.unsqueeze(-2) * k.unsqueeze(-3)).sum(-1)`` is QKᵀ without a matrix product: each operand is
-broadcast along the tokens of the other, and the sum contracts the features that both share.
+broadcast along the tokens of the other, and the sum contracts the features that both share. So is
+``(q * k).sum(-1)`` with one query for all keys, as of a decoder that attends at every step; but
+that is attention only if a softmax follows.
 """
 
 from dataclasses import dataclass, replace
@@ -21,10 +23,15 @@ class Outer:
     ops: tuple[int, ...]
     """The multiplication, and those by decays and the like after it."""
     left: int
-    """The dimension that runs over the tokens of the first operand."""
+    """The dimension that runs over the tokens of the first operand; -1 if it is one query."""
     right: int
     shared: tuple[int, ...]
     """The dimensions of features."""
+
+    @property
+    def sides(self) -> int:
+        """The sides that there are."""
+        return (LEFT if self.left >= 0 else 0) | (RIGHT if self.right >= 0 else 0)
 
 
 class OuterProducts:
@@ -67,9 +74,14 @@ class OuterProducts:
         lefts = [i for i in dims if bits[0][i] & TOKEN and not bits[1][i]]
         rights = [i for i in dims if bits[1][i] & TOKEN and not bits[0][i]]
         shared = tuple(i for i in dims if shape[i] > 1 and bits[0][i] == bits[1][i] == FEATURE)
-        if len(lefts) != 1 or len(rights) != 1 or not shared:
+        if len(lefts) > 1 or len(rights) > 1 or not lefts + rights or not shared:
             return None
-        return Outer((op,), lefts[0], rights[0], shared)
+        if len(lefts) != len(rights):  # one query: not as many that nobody knows the origin of
+            alone = self._facts.rows_in(op)[0 if rights else 1]
+            signature, dim = self._facts.signature_of(alone), (lefts + rights)[0]
+            if signature.shape[dim] > 1 and signature.stride[dim]:
+                return None
+        return Outer((op,), lefts[0] if lefts else -1, rights[0] if rights else -1, shared)
 
     def sum_up(self, op: int, bits: Bits) -> tuple[Outer, Bits] | None:
         """Return the product whose features an op sums up, and the bits of these scores."""
@@ -84,7 +96,8 @@ class OuterProducts:
         for dim in reversed(outer.shared):
             if read[:dim] + read[dim + 1 :] == out:
                 marked = list(without_sides(bits))
-                marked[outer.left] |= LEFT
-                marked[outer.right] |= RIGHT
+                for at, side in ((outer.left, LEFT), (outer.right, RIGHT)):
+                    if at >= 0:
+                        marked[at] |= side
                 return outer, (*marked[:dim], *marked[dim + 1 :])
         return None

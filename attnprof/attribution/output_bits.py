@@ -1,11 +1,17 @@
 """Where the dimensions of an op's result come from, if the op is no product."""
 
+from itertools import pairwise
 from typing import Any
 
 from attnprof.attribution import axes
-from attnprof.attribution.axes import Bits
+from attnprof.attribution.axes import TOKEN, Bits
 from attnprof.attribution.facts import Facts
 from attnprof.attribution.products import CONVOLUTION, EMBEDDING, is_index
+
+_FEWEST_STEPS = 3
+"""So many have to be put together."""
+_LONGEST_STEP = 64
+"""Ops of one step of a recurrent network, at most."""
 
 
 class OutputBits:
@@ -63,4 +69,43 @@ class OutputBits:
         if found is None:
             found = axes.through_op(signature, [(facts.signatures[s], b) for s, b in inputs])
             self._memo[key] = found
-        return found
+        step = self._find_steps(row, rows)
+        return found if step < 0 else (*found[:step], TOKEN, *found[step + 1 :])
+
+    def _find_steps(self, row: int, rows: range) -> int:
+        """Return the dimension along which a recurrent network's steps are put together, or -1.
+
+        Each was made from the one before, so that they are tokens: heads are not.
+        """
+        facts = self._facts
+        name = facts.short_names[facts.code[facts.row_op[row]]]
+        if name not in ("stack", "cat") or len(rows) < _FEWEST_STEPS:
+            return -1
+        out, piece = facts.signature_of(row).shape, facts.signature_of(rows[0]).shape
+        one = 1 if name == "cat" else 0
+        dims = [
+            dim
+            for dim, size in enumerate(out)
+            if size == len(rows) and out[:dim] + (1,) * one + out[dim + 1 :] == piece
+        ]
+        is_recurrent = dims and all(
+            self._depends(later, before)
+            for before, later in (*pairwise(rows[:3]), *pairwise(rows[-2:]))
+        )
+        return dims[0] if is_recurrent else -1
+
+    def _depends(self, later: int, before: int) -> bool:
+        """Return whether the tensor in an input row was made from that in another, just before."""
+        facts = self._facts
+        storage, since = int(facts.storage[before]), int(facts.producer_row[before])
+        todo, seen = [int(facts.producer_row[later])], set[int]()
+        while todo and len(seen) < _LONGEST_STEP:
+            made = todo.pop(0)
+            if made <= since or made in seen:
+                continue
+            seen.add(made)
+            rows = facts.rows_in(int(facts.row_op[made]))
+            if any(int(facts.storage[row]) == storage for row in rows):
+                return True
+            todo += [int(facts.producer_row[row]) for row in rows]
+        return False

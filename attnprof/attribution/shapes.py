@@ -2,7 +2,7 @@
 
 import math
 
-from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, TOKEN, Bits
+from attnprof.attribution.axes import FEATURE, LEFT, RIGHT, SIDES, TOKEN, Bits
 from attnprof.attribution.calls import AttentionCall
 from attnprof.attribution.facts import Facts, Signature
 from attnprof.attribution.flow import Flow
@@ -25,8 +25,13 @@ def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> No
     left_factor, right_factor = factors(facts, second)
     consumed = flow.bits_of_input(operand)
     contracted = consumed[-1] if operand == left_factor else consumed[-2]
-    key_side = contracted & (LEFT | RIGHT) or RIGHT
-    key_dims = _find_key_dims(bits, key_side)
+    key_side = contracted & SIDES or (RIGHT if pair.sides == SIDES else pair.sides)
+    columns = facts.signature_of(operand).shape[-1 if operand == left_factor else -2]
+    sided = _find_key_dims(bits, key_side)
+    key_dims = sided
+    if is_product(facts, second):
+        key_dims = _choose_contracted(sided, signature.shape, columns)
+    bits = tuple(b & ~SIDES if i in sided - key_dims else b for i, b in enumerate(bits))
     q_len, k_len, rest, key_bits, query_bits = 1, 1, [], 0, 0
     for dim, (size, bit) in enumerate(zip(signature.shape, bits, strict=True)):
         if dim in key_dims:
@@ -58,24 +63,33 @@ def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> No
     is_left = operand == left_factor
     values = facts.signature_of(right_factor if is_left else left_factor).shape
     call.value_dim = values[-1 if is_left else -2]
-    keys = first_right if key_side == RIGHT else first_left
-    repeats = count_repeats(facts, keys)
-    # Where heads share K in the product itself, K is as much smaller.
-    shared = facts.signature_of(keys).numel // repeats
-    columns = facts.signature_of(facts.rows_out(principal)[0]).shape[
-        -1 if key_side == RIGHT else -2
-    ]
-    shared //= max(1, call.batch * min(call.k_len, columns) * call.head_dim)
-    if repeats > 1:
-        shared = _count_repeated_heads(facts, flow, keys, head_dim) or shared
-    is_shared = 0 < shared <= call.heads and call.heads % shared == 0
-    call.kv_heads = shared if is_shared else max(1, call.heads // repeats)
+    call.keys_row = first_right if key_side == RIGHT else first_left
+    made = facts.signature_of(facts.rows_out(principal)[0]).shape
+    _count_kv_heads(facts, flow, call, made[-1 if key_side == RIGHT else -2])
     fixed_keys = key_bits & TOKEN == 0 and key_bits & FEATURE and not query_bits & FEATURE
     # With landmarks the softmaxes differ in shape.
     sizes = {facts.signature_of(row).numel for row in call.result_rows}
     is_low_rank = fixed_keys or (pair.is_chain and len(sizes) > 1)
     call.kind = AttentionKind.LOW_RANK if is_low_rank else AttentionKind.MATERIALISED
-    call.keys_row, call.key_repeats = keys, repeats
+
+
+def _count_kv_heads(facts: Facts, flow: Flow, call: AttentionCall, columns: int) -> None:
+    """Read the heads of K from its size, and how often they are repeated.
+
+    Args:
+        facts: The run's tables.
+        flow: What its tensors are made from.
+        call: The call, but for these.
+        columns: How many keys the first product meets.
+    """
+    repeats = call.key_repeats = count_repeats(facts, call.keys_row)
+    # Where heads share K in the product itself, K is as much smaller.
+    heads = facts.signature_of(call.keys_row).numel // repeats
+    heads //= max(1, call.batch * min(call.k_len, columns) * call.head_dim)
+    if repeats > 1:
+        heads = _count_repeated_heads(facts, flow, call.keys_row, call.head_dim) or heads
+    is_shared = 0 < heads <= call.heads and call.heads % heads == 0
+    call.kv_heads = heads if is_shared else max(1, call.heads // repeats)
 
 
 def _is_projected(facts: Facts, flow: Flow, row: int) -> bool:
@@ -129,6 +143,21 @@ def _count_met(facts: Facts, pair: Pair, call: AttentionCall) -> int:
             together += columns
     is_whole = len(call.result_rows) == 1 and max(met) < together <= call.k_len
     return together if is_whole else max(met)
+
+
+def _choose_contracted(dims: set[int], shape: tuple[int, ...], size: int) -> set[int]:
+    """Return those dimensions that a second product contracts, of so many keys.
+
+    Where no sequence has queries of its own, the first product may have taken all keys of all
+    sequences for its columns.
+    """
+    chosen: set[int] = set()
+    reached = 1
+    for dim in sorted(dims, reverse=True):
+        if reached * shape[dim] <= size:
+            chosen.add(dim)
+            reached *= shape[dim]
+    return chosen if reached == size else dims
 
 
 def _count_heads(facts: Facts, flow: Flow, queries: int, rest: list[tuple[int, int]]) -> int:

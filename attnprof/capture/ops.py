@@ -57,9 +57,10 @@ class Operator:
         ]
         out_only = bool(written) and all(arguments[i].is_out for i in written)
         name = schema.name if schema else f"higher_order::{getattr(func, '__name__', func)}"
+        mutates = bool(written) and name.split("::")[-1] not in _VIEWS_IN_PLACE
         overload = (schema.overload_name or "default") if schema else "default"
         self.code = recorder.add_code(
-            f"{name}.{overload}", mutates=bool(written), reads_self=bool(written) and not out_only
+            f"{name}.{overload}", mutates=mutates, reads_self=mutates and not out_only
         )
         self.written = tuple(written) if written and not schema.returns else ()
         """Positions of operands it writes without returning them."""
@@ -123,6 +124,12 @@ first two do so on the CPU only."""
 _DEVICE_QUESTION = torch.ops.prim.device.default
 
 _RESIZING = frozenset({"resize_", "resize_as_", "set_", "resize_storage_bytes_", "resize_output_"})
+
+_VIEWS_IN_PLACE = frozenset({
+    "as_strided_", "detach_", "squeeze_", "swapaxes_", "swapdims_", "t_", "transpose_",
+    "unsqueeze_",
+})  # fmt: skip
+"""They change how memory is read, as nn.GRU does where the batch is first, and write nothing."""
 
 
 def _is_composite(name: str) -> bool:

@@ -142,6 +142,17 @@ def test_batch_of_learned_queries_is_no_heads() -> None:
     assert shape_of(read_row(tracer.run)) == (BATCH, HEADS, HEADS, 9, TOKENS)
 
 
+def test_gradients_of_weights_that_are_padded_for_values_are_scores() -> None:
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = functional.pad((flip(q) @ flip(k).mT).softmax(-1), (0, 3))
+        return flip(weights @ functional.pad(flip(v), (0, 0, 0, 3)))
+
+    frame = train(mix).allocations
+    own = frame.filter((frame["phase"] == "backward") & (frame["size_bytes"] == SCORES * FLOAT))
+    assert own.height
+    assert {*own["category"]} <= {"attention_scores", "softmax"}
+
+
 class ClassToken(Attention):
     """One query for all tokens; heads are mixed before the softmax and after it."""
 

@@ -147,3 +147,22 @@ def test_what_attends_to_a_repeated_caption_is_as_many_sequences_as_before() -> 
         Captioned()(frames, caption).square().mean().backward()
     rows = tracer.run.layers().select("layer", "kind", "batch", "heads").rows()
     assert ("layer", "banded", 3 * BATCH * WINDOWS, HEADS) in rows
+
+
+class Shared(nn.Module):
+    """Learned queries that no sequence has copies of: one product takes the keys of all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(11, WIDTH))
+        self.query, self.rest = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = self.query(self.latents).unflatten(-1, (HEADS, -1))
+        key, value = self.rest(x).unflatten(-1, (2, HEADS, -1)).unbind(2)
+        weights = torch.einsum("qhd,bkhd->bhqk", query, key).softmax(-1)
+        return torch.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
+def test_keys_of_all_sequences_are_as_many_as_one_has() -> None:
+    assert read_row(Shared()) == ("materialised", BATCH, HEADS, 11, TOKENS)
