@@ -40,9 +40,10 @@ class Unfolded:
         return writer not in self._layout and int(self._facts.signature[writer]) == signature
 
     def carry(self, out: int, rows: list[int]) -> None:
-        """Let a result be unfolded as an operand of its shape is, or of its shape but for one size.
+        """Let a result be unfolded as an operand of its shape is, or of its rank where sizes agree.
 
-        What is padded, put together, gathered or broadcast along one dimension keeps the others.
+        What is padded, put together, gathered, broadcast or convolved along some dimensions keeps
+        the others.
         """
         facts = self._facts
         shape = facts.signature_of(out).shape
@@ -53,7 +54,7 @@ class Unfolded:
             if len(sizes) == len(shape)
         }
         row = min(differing, key=lambda row: len(differing[row]), default=-1)
-        if row < 0 or len(differing[row]) > 1:
+        if row < 0 or len(differing[row]) == len(shape):
             return
         parts = list(self._unfold_input(row))
         for dim in differing[row] if parts else ():

@@ -166,3 +166,32 @@ class Shared(nn.Module):
 
 def test_keys_of_all_sequences_are_as_many_as_one_has() -> None:
     assert read_row(Shared()) == ("materialised", BATCH, HEADS, 11, TOKENS)
+
+
+class Pooled(nn.Module):
+    """Attention whose heads are put before the batch for convolutions over a grid of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, WIDTH, 2, 2)
+        self.project = nn.Linear(WIDTH, 3 * WIDTH)
+        self.pool = nn.ModuleList(
+            nn.Conv2d(HEAD_DIM, HEAD_DIM, 3, 2, 1, groups=HEAD_DIM) for _ in range(3)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patches(images)
+        grid = x.shape[2:]
+        parts = self.project(x.flatten(2).mT).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 4, 1)
+        q, k, v = (
+            pool(part.flatten(0, 1).unflatten(-1, grid)).flatten(2).mT.unflatten(0, (-1, HEADS))
+            for pool, part in zip(self.pool, parts.unbind(0), strict=True)
+        )
+        return (q @ k.mT).softmax(-1) @ v
+
+
+def test_heads_before_the_batch_are_heads_behind_a_convolution() -> None:
+    with attnprof.trace(samples_per_second=0) as tracer:
+        Pooled()(torch.randn(BATCH, 3, 12, 20)).square().mean().backward()
+    (row,) = tracer.run.layers().select("kind", "batch", "heads", "q_len", "k_len").rows()
+    assert row == ("materialised", BATCH, HEADS, 15, 15)
