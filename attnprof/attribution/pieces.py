@@ -6,42 +6,56 @@ once.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass
 
 from attnprof.attribution.axes import FEATURE, TOKEN
 from attnprof.attribution.batches import Sequences
 from attnprof.attribution.calls import AttentionCall, Extent
 from attnprof.attribution.facts import Facts
 from attnprof.attribution.flow import Flow
+from attnprof.attribution.origins import Origin
 from attnprof.attribution.products import factors, is_product
 from attnprof.vocabulary import AttentionKind
 
+_WITH_ALL_KEYS = (AttentionKind.MATERIALISED, AttentionKind.FUSED)
 _FARTHEST = 4
-"""Scales and copies of a piece that are looked through."""
+"""Ops on each element of a piece (scales, rotations, copies) that are looked through."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """Q or K of a piece, and the tensor that its memory was written as."""
+class _Whole:
+    """The tensor that the memory of Q, K or V of a piece was written as."""
 
     writer: int
     """The output row that wrote it."""
     tokens: int
-    """How many tokens it has, of all sequences."""
+    """Of all sequences."""
     features: int
-    folded: int
-    """The size of what has batch and heads in one, and not all of either."""
-    written: tuple[int, ...]
-    """Of the tensor, the sizes that stem from tokens."""
-    all_features: int
 
-    @property
-    def all_tokens(self) -> int:
-        return math.prod(self.written)
 
-    @property
-    def all_elements(self) -> int:
-        return self.all_tokens * self.all_features
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What Q and K of all pieces are parts of; that may be one and the same."""
+
+    query: _Whole
+    key: _Whole
+    key_features: int
+    """Those of a head of K, with V's where the same op wrote both."""
+
+    def may_have(self, heads: int, piece: AttentionCall) -> bool:
+        """Return whether Q may have so many heads; more are the same heads again."""
+        taken = piece.kv_heads * self.key_features if self.query == self.key else 0
+        return heads * piece.head_dim + taken <= self.query.features
+
+    def count_key_heads(self, heads: int, piece: AttentionCall) -> int:
+        """Return how many heads K has if Q has so many: what of its features is not Q's."""
+        if heads == piece.heads:
+            return piece.kv_heads
+        taken = heads * piece.head_dim if self.query == self.key else 0
+        kv_heads, rest = divmod(self.key.features - taken, self.key_features)
+        if rest or kv_heads < 1 or heads % kv_heads:  # there is something else besides
+            return min(heads, piece.kv_heads * max(1, heads // piece.heads))
+        return kv_heads
 
 
 def join_pieces(facts: Facts, flow: Flow, calls: list[AttentionCall]) -> None:
@@ -55,20 +69,23 @@ def join_pieces(facts: Facts, flow: Flow, calls: list[AttentionCall]) -> None:
     together: dict[tuple[str, int, AttentionKind], list[AttentionCall]] = {}
     for call in calls:
         scope = facts.enclosing_call(call.ops[0], call.layer)
-        if scope >= 0 and call.kind in (AttentionKind.MATERIALISED, AttentionKind.FUSED):
+        is_empty = not all((call.head_dim, *astuple(call.own_extent)))
+        if scope >= 0 and call.kind in _WITH_ALL_KEYS and not is_empty:
             together.setdefault((call.layer, scope, call.kind), []).append(call)
     several = [group for group in together.values() if len(group) > 1]
     sequences = Sequences(facts, flow, [call for group in several for call in group])
     for group in several:
         operands = [_find_operands(facts, call) for call in group]
-        if None in operands:
+        pairs = [pair for pair in operands if pair]
+        wholes = {tuple(_read(facts, flow, row) for row in pair) for pair in pairs}
+        if len(pairs) < len(group) or len(wholes) > 1:
             continue
-        parts = [tuple(_read(facts, flow, row) for row in pair) for pair in operands if pair]
-        queries, keys = (list(each) for each in zip(*parts, strict=True))
-        if len({part.writer for part in queries}) == len({part.writer for part in keys}) == 1:
-            whole = _join(group, queries, keys, sequences.count(group[0]))
-            for call in group:
-                call.whole = whole
+        query, key = wholes.pop()
+        parts = _Parts(query, key, _measure_keys(facts, flow, group[0], pairs[0], key))
+        asked = [facts.signature_of(row).numel // group[0].head_dim for row, _ in pairs]
+        whole = _join(group, asked, parts, sequences.count(group[0]))
+        for call in group:
+            call.whole = whole
 
 
 def _find_operands(facts: Facts, call: AttentionCall) -> tuple[int, int] | None:
@@ -81,78 +98,65 @@ def _find_operands(facts: Facts, call: AttentionCall) -> tuple[int, int] | None:
     return (left, right) if call.keys_row == right else (right, left)
 
 
-def _read(facts: Facts, flow: Flow, row: int) -> _Part:
-    """Return what an input row has of the tensor that it, or what it was scaled from, lies in."""
+def _read(facts: Facts, flow: Flow, row: int) -> _Whole:
+    """Return the tensor that what an input row reads, or was made from one by one, lies in."""
     for _ in range(_FARTHEST):
-        op = int(facts.row_op[facts.producer_row[row]])
-        inputs = facts.rows_in(op) if facts.producer_row[row] >= 0 else ()
-        if len(inputs) != 1 or is_product(facts, op):
+        made = int(facts.producer_row[row])
+        if made < 0 or is_product(facts, int(facts.row_op[made])):
             break
-        if facts.signature_of(inputs[0]).numel != facts.signature_of(row).numel:
+        numel = facts.signature_of(row).numel
+        same = [
+            given
+            for given in facts.rows_in(int(facts.row_op[made]))
+            if facts.signature_of(given).numel == numel
+            and flow.origin_of_input(given) is Origin.ACTIVATION
+        ]
+        if facts.signature_of(made).numel != numel or not same:
             break
-        row = inputs[0]
+        row = same[0]
     writer = int(facts.producer_row[row])
-    sizes = {TOKEN: 1, FEATURE: 1, 0: 1}
-    for size, bit in (part for parts in flow.unfolded.parts_of_input(row) for part in parts):
-        sizes[bit if bit in sizes else 0] *= size
     signature, bits = flow.written(writer) if writer in flow.bits else (facts.signature_of(row), ())
     written = list(zip(signature.shape, bits, strict=False))
-    return _Part(
+    return _Whole(
         writer,
-        tokens=sizes[TOKEN],
-        features=sizes[FEATURE],
-        folded=sizes[0],
-        written=tuple(size for size, bit in written if bit == TOKEN),
-        all_features=math.prod(size for size, bit in written if bit == FEATURE),
+        tokens=math.prod(size for size, bit in written if bit & TOKEN),
+        features=math.prod(size for size, bit in written if bit == FEATURE),
     )
 
 
-def _join(
-    group: list[AttentionCall], queries: list[_Part], keys: list[_Part], outer: int
-) -> Extent | None:
+def _measure_keys(
+    facts: Facts, flow: Flow, piece: AttentionCall, pair: tuple[int, int], key: _Whole
+) -> int:
+    """Return the features of a head of K, and those of V where the same op wrote both."""
+    others = [row for row in piece.key_rows if row not in pair]
+    is_joint = any(_read(facts, flow, row) == key for row in others)
+    return piece.head_dim + (piece.value_dim or piece.head_dim) * is_joint
+
+
+def _join(group: list[AttentionCall], asked: list[int], parts: _Parts, outer: int) -> Extent | None:
     """Return what the pieces of one Q and K are together; None if they are no pieces.
 
     Args:
         group: The pieces.
-        queries: Their parts of Q.
-        keys: Their parts of K.
-        outer: How many sequences Q and K are from; 0 if unknown.
+        asked: How many queries each has, of all its heads and sequences.
+        parts: What has their Q and K.
+        outer: How many sequences these are from; 0 if unknown.
     """
-    own, query, key = group[0].own_extent, queries[0], keys[0]
-    if not all(part.tokens * part.features for part in (*queries, *keys)):
-        return None  # no tokens at all
-    asked = sum(part.tokens for part in queries)
-    if own.batch < outer and own.q_len * outer == query.all_tokens:
-        extent = replace(own, batch=outer)
-        if _count_elements(queries) == query.all_elements:
-            return _count_heads(extent, group[0].head_dim, query, keys)
-        times, rest = divmod(asked, query.all_tokens)
-    else:
-        q_len = own.q_len * query.all_tokens // query.tokens
-        k_len = own.k_len * key.all_tokens // key.tokens
-        scores = sum(q.tokens * k.tokens for q, k in zip(queries, keys, strict=True))
-        times, rest = divmod(scores, query.all_tokens * key.all_tokens)
-        extent = replace(own, q_len=q_len, k_len=k_len)
-        if not times and asked == query.all_tokens:  # none of them meets keys that come later
-            return replace(extent, k_len=max(call.k_len for call in group))
-    if rest or not times:
-        return None
-    # Q is read again for every stretch of keys, and K for every stretch of queries.
-    q_reads, k_reads = extent.k_len / own.k_len, extent.q_len / own.q_len
-    if times > 1 and _count_elements(queries) > math.ceil(q_reads) * query.all_elements:
-        return None  # the same heads again
-    is_shared = _count_elements(keys) > math.ceil(k_reads) * key.all_elements
-    kv_heads = own.kv_heads * (1 if is_shared else times)
-    return replace(extent, heads=own.heads * times, kv_heads=kv_heads)
-
-
-def _count_heads(extent: Extent, head_dim: int, query: _Part, keys: list[_Part]) -> Extent:
-    """Return an extent with the heads of a Q that the pieces have once, wherever it was cut."""
-    kv_heads = extent.kv_heads
-    if _count_elements(keys) == keys[0].all_elements:
-        kv_heads = keys[0].all_features // head_dim
-    return replace(extent, heads=query.all_features // head_dim, kv_heads=kv_heads)
-
-
-def _count_elements(parts: list[_Part]) -> int:
-    return sum(part.tokens * part.features * part.folded for part in parts)
+    own, query, key = group[0].own_extent, parts.query, parts.key
+    longest, widest = (max(getattr(c, name) for c in group) for name in ("q_len", "k_len"))
+    for batch in dict.fromkeys((outer, own.batch)):
+        if not batch or query.tokens % batch or key.tokens % batch:
+            continue
+        q_len, k_len = query.tokens // batch, key.tokens // batch
+        is_in_part = (longest, widest) != (q_len, k_len)
+        if longest > q_len or widest > k_len or (batch < own.batch and is_in_part):
+            continue
+        scores = sum(count * call.k_len for count, call in zip(asked, group, strict=True))
+        heads, rest = divmod(scores, query.tokens * k_len)
+        if rest and widest == k_len:  # some meet no keys that come later
+            heads, rest = divmod(sum(asked), query.tokens)
+        of_piece = max(count // call.q_len for count, call in zip(asked, group, strict=True))
+        if not rest and of_piece <= heads * batch and parts.may_have(heads, group[0]):
+            kv_heads = parts.count_key_heads(heads, group[0])
+            return Extent(batch, heads, kv_heads, q_len, k_len)
+    return None

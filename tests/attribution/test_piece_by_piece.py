@@ -103,6 +103,21 @@ def sequences(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.stack([attend(q[b], k[b], v[b]) for b in range(BATCH)])
 
 
+def sequences_and_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.cat([queries(*(t[b : b + 1] for t in (q, k, v))) for b in range(BATCH)])
+
+
+def heads_and_what_was_before(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    parts = zip(*(t.split(1, 1) for t in (q, k, v)), strict=True)
+    return torch.cat([queries_with_what_was_before(*part) for part in parts], 1)
+
+
+def normalised_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.cat(
+        [attend(functional.normalize(part, dim=-1), k, v) for part in q.split(8, 2)], 2
+    )
+
+
 def sequences_and_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     parts = (heads(*(t[b : b + 1] for t in (q, k, v))) for b in range(BATCH))
     return torch.cat(list(parts))
@@ -140,7 +155,9 @@ def describe(layer: nn.Module) -> dict[str, object]:
     [
         all_at_once, queries, queries_unevenly, scaled_queries, queries_with_what_was_before, tiles,
         heads, pairs_of_heads, heads_and_queries, sequences, sequences_and_heads,
-        slices_of_both(2), slices_of_both(3), slices_of_both(4), slices_of_both(6),
+        sequences_and_queries, heads_and_what_was_before, normalised_queries,
+        slices_of_both(2), slices_of_both(3), slices_of_both(4), slices_of_both(5),
+        slices_of_both(6),
         fused_queries, fused_sequences,
     ],
 )  # fmt: skip
@@ -149,7 +166,8 @@ def test_row_says_what_all_pieces_attended_with(layer: type[Joint], mix: Mix) ->
     assert row["calls"] == 1
     assert row["kind"] in ("materialised", "fused")
     assert {name: row[name] for name in WHOLE} == WHOLE
-    if mix is not queries_with_what_was_before and row["kind"] == "materialised":
+    are_all_scores = mix not in (queries_with_what_was_before, heads_and_what_was_before)
+    if are_all_scores and row["kind"] == "materialised":
         assert row["softmax_bytes"] == 4 * BATCH * HEADS * TOKENS * TOKENS
 
 
@@ -171,11 +189,61 @@ def test_heads_that_are_asked_one_by_one_share_what_is_one_head_of_keys() -> Non
     assert {name: row[name] for name in WHOLE} == WHOLE | {"kv_heads": 1}
 
 
-def test_heads_that_attend_twice_are_not_twice_as_many() -> None:
+class Grouped(nn.Module):
+    """Six heads of Q, and two of K and V, are parts of one projection."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.qkv, self.out = nn.Linear(WIDTH, 10 * HEAD_DIM), nn.Linear(6 * HEAD_DIM, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (10, HEAD_DIM)).transpose(1, 2).split([6, 2, 2], 1)
+        parts = [
+            attend(part, *(t[:, at * self.size // 3, None] for t in (k, v)))
+            for at, part in enumerate(q.split(self.size, 1))
+        ]
+        return x + self.out(torch.cat(parts, 1).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_heads_that_are_asked_in_groups_have_as_many_of_keys_as_there_are(size: int) -> None:
+    row = describe(Grouped(size))
+    assert {name: row[name] for name in WHOLE} == WHOLE | {"heads": 6, "kv_heads": 2}
+
+
+@pytest.mark.parametrize("layer", [Joint, Separate])
+def test_heads_that_attend_twice_are_not_twice_as_many(layer: type[Joint]) -> None:
     def attend_twice(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attend(q, k, v) + attend(q * 2, k, v)
 
-    row = describe(Separate(attend_twice))
+    row = describe(layer(attend_twice))
+    assert {name: row[name] for name in WHOLE} == WHOLE
+
+
+def test_sequences_that_lie_behind_each_other_are_not_put_together() -> None:
+    def attend_in_each(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parts = zip(*(t.split([8, 14, 18], 2) for t in (q, k, v)), strict=True)
+        return torch.cat([functional.scaled_dot_product_attention(*part) for part in parts], 2)
+
+    row = describe(Separate(attend_in_each))
+    assert {name: row[name] for name in WHOLE} == WHOLE | {"q_len": 18, "k_len": 18}
+
+
+def test_half_of_the_queries_is_not_half_of_the_heads() -> None:
+    def attend_with_some(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        asked, others = q.chunk(2, 2)
+        return torch.cat([queries(asked, k, v), others], 2)
+
+    assert describe(Separate(attend_with_some))["heads"] == HEADS
+
+
+@pytest.mark.parametrize("sizes", [(0, 40), (8, 0, 32)])
+def test_pieces_may_be_empty(sizes: tuple[int, ...]) -> None:
+    def attend_in_stretches(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.cat([attend(part, k, v) for part in q.split(sizes, 2)], 2)
+
+    row = describe(Separate(attend_in_stretches))
     assert {name: row[name] for name in WHOLE} == WHOLE
 
 
