@@ -107,17 +107,18 @@ def describe_state(history: DeviceHistory, at: int) -> MemoryState:
     sizes = lives.size_bytes[held]
     starts = history.events.address[lives.begin[held]]
     blocks = list(zip(starts.tolist(), (starts + sizes).tolist(), strict=True))
-    gaps = {pool: list_gaps(own, blocks) for pool, own in spans.items()}
-    all_gaps = list(chain.from_iterable(gaps.values()))
+    reserved_bytes = sum(end - begin for own in spans.values() for begin, end in own)
+    shared = list_gaps(spans.pop(SHARED, ()), blocks)
+    private = list_gaps(chain.from_iterable(spans.values()), blocks)
     is_private = history.pool[lives.begin[held]] != SHARED
     return MemoryState(
         allocated_bytes=int(sizes[is_allocated].sum()),
         awaiting_bytes=int(sizes[~is_allocated].sum()),
-        reserved_bytes=sum(end - begin for own in spans.values() for begin, end in own),
-        free_blocks=len(all_gaps),
-        largest_free_block_bytes=max(all_gaps, default=0),
+        reserved_bytes=reserved_bytes,
+        free_blocks=len(shared) + len(private),
+        largest_free_block_bytes=max((*shared, *private), default=0),
         private_bytes=int(sizes[is_allocated & is_private].sum()),
-        private_free_bytes=sum(all_gaps) - sum(gaps.get(SHARED, ())),
+        private_free_bytes=sum(private),
     )
 
 
@@ -170,7 +171,9 @@ def _list_segments(history: DeviceHistory, first: int, last: int) -> dict[int, d
         if kind[row] == SEGMENT_TAKEN:
             spans.setdefault(int(history.pool[row]), {})[begin] = end
         else:
-            for own in spans.values():
+            # Most go as they came, and the other pools need not be looked through.
+            whole = [own for own in spans.values() if own.get(begin) == end]
+            for own in whole or spans.values():
                 cut(own, begin, end)
     return spans
 
@@ -255,10 +258,11 @@ def _try_expandable(
         }
     )
     spans, _ = map_memory(history, at)
-    private = [span for pool, own_spans in spans.items() if pool != SHARED for span in own_spans]
-    in_private = [pl.col("address").is_between(*span, closed="left") for span in private]
-    before = own.filter(pl.col("start") < position, ~pl.any_horizontal(False, *in_private))
-    before = before.with_columns(pl.col("device").cast(pl.String))
+    own = own.filter(pl.col("start") < position)
+    taken = np.searchsorted(history.position, own["start"].to_numpy())
+    before = own.filter(history.pool[taken] == SHARED).with_columns(
+        pl.col("device").cast(pl.String)
+    )
     simulated = simulate_allocator(
         pl.concat([before.select(failed.columns), failed]),
         device=history.device,

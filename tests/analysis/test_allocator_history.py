@@ -1,13 +1,14 @@
 """Blocks, sizes and reserved bytes of hand-made histories, also of ones that were off a while."""
 
 import numpy as np
+import polars as pl
 import pytest
 
 from attnprof.analysis.allocator.history import KINDS, Events, Lives, list_lives, list_seedings
 from attnprof.analysis.allocator.pools import PrivateSegments, find_pools
 from attnprof.analysis.allocator.settings import AllocatorSettings
 from attnprof.analysis.device_history import DeviceHistory
-from attnprof.analysis.memory_state import describe_state
+from attnprof.analysis.memory_state import _try_expandable, describe_state
 from attnprof.store.schema import RESUMED, SEED, SEGMENT_SEED
 
 MIB = 2**20
@@ -175,3 +176,33 @@ def test_nothing_is_private_where_no_segment_was_listed() -> None:
     history = make_history(*POOLS)
     assert not history.pool.any()
     assert describe_state(history, 4).private_free_bytes == 0
+
+
+def test_blocks_of_a_pool_that_has_gone_are_no_requests_of_the_one_everyone_shares() -> None:
+    rows: tuple[Row, ...] = (
+        ("segment_alloc", 0, 60 * MIB),
+        ("alloc", 0, 60 * MIB),
+        ("free_completed", 0, 60 * MIB),
+        ("segment_free", 0, 60 * MIB),
+        ("segment_alloc", 64 * MIB, 20 * MIB),
+        ("segment_alloc", 96 * MIB, 20 * MIB),
+        ("alloc", 64 * MIB, 20 * MIB),
+        ("alloc", 96 * MIB, 20 * MIB),
+        ("free_completed", 64 * MIB, 20 * MIB),
+        ("free_completed", 96 * MIB, 20 * MIB),
+        ("oom", -BASE, 40 * MIB),  # the device has nothing left
+    )
+    history = make_history(*rows, private=((3, 0, 60 * MIB, 1),))
+    begin, end, size = map(list, zip(*list_blocks(history.lives), strict=True))
+    own = pl.DataFrame(
+        {
+            "device": "cuda:0",
+            "start": begin,
+            "end": [len(rows) if each < 0 else each for each in end],
+            "requested_bytes": size,
+            "size_bytes": size,
+            "address": history.events.address[begin],
+        }
+    )
+    at = len(rows) - 1
+    assert _try_expandable(history, own, at, describe_state(history, at)) is True

@@ -52,7 +52,11 @@ def find_pools(events: Events, listed: PrivateSegments) -> Ints:
     moves = _Moves.of(events)
     columns = (listed.event, listed.address, listed.size_bytes, listed.pool)
     rows = zip(*(column.tolist() for column in columns), strict=True)
+    lasts: dict[tuple[int, int, int], int] = {}  # until when a segment is as it was listed
     for before, begin, size, pool in rows:
+        if before <= lasts.get((begin, size, pool), -1):
+            continue  # every commit in which segments moved may list all of them
+        lasts[begin, size, pool] = moves.find_next(begin, begin + size, before)
         for taken, until, first, last in moves.list_lives(begin, begin + size, before):
             inside = places[slice(*np.searchsorted(addresses, [first, last]))]
             pools[inside[(inside >= taken) & (inside < until)]] = pool
@@ -76,6 +80,13 @@ class _Moves:
         begin = events.address[rows]
         ends = begin + events.size_bytes[rows]
         return cls(rows, events.kind[rows], begin, ends, len(events.kind))
+
+    def find_next(self, begin: int, end: int, row: int) -> int:
+        """Return the first row from ``row`` on at which something of a range may change."""
+        after = int(np.searchsorted(self.row, row))
+        meets = (self.begin[after:] < end) & (self.end[after:] > begin)
+        found = np.flatnonzero(meets | (self.kind[after:] == GOES_ON))
+        return int(self.row[after + found[0]]) if len(found) else self.count
 
     def list_lives(self, begin: int, end: int, before: int) -> Iterator[tuple[int, int, int, int]]:
         """Yield what had reserved a range, as it was once ``before`` events had happened.
