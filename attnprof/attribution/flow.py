@@ -20,7 +20,14 @@ from attnprof.attribution.made_weights import MadeWeights
 from attnprof.attribution.origins import Origin, of_product
 from attnprof.attribution.outer import OUTER_OPS, OuterProducts
 from attnprof.attribution.output_bits import OutputBits
-from attnprof.attribution.pairs import Pair, Pairs, Pattern, has_clean_sides, pattern_of
+from attnprof.attribution.pairs import (
+    Pair,
+    Pairs,
+    Pattern,
+    are_features,
+    has_clean_sides,
+    pattern_of,
+)
 from attnprof.attribution.products import (
     CONVOLUTION,
     FILLED_ANEW,
@@ -32,6 +39,7 @@ from attnprof.attribution.products import (
     classify,
     is_distance,
     is_outer_product,
+    mixes_heads,
 )
 from attnprof.attribution.unfolded import Unfolded
 from attnprof.attribution.weighted_sums import WeightedSums
@@ -343,9 +351,6 @@ class Flow:
     def _pair_to_read(self, row: int, bits: Bits, kept: Bits = ()) -> int | None:
         """Return the pair of an input row of a product, if it is one for sure.
 
-        A token's features times its own, in one dimension, are more features of it, and no state.
-        A state that is handed on from chunk to chunk, by a matrix of decays, is one.
-
         Args:
             row: The input row.
             bits: Where its dimensions come from.
@@ -354,9 +359,7 @@ class Flow:
         number = self._pair_of_input(row)
         if number is None or self._facts.producer_row[row] in self._normalised:
             return number
-        is_state = self._pairs[number].pattern is Pattern.STATE
-        is_handed_on = bool(kept) and kept[0] & SIDES == SIDES and not kept[1] & (SIDES | FEATURE)
-        is_feature = is_state and any(b & SIDES == SIDES for b in bits) and not is_handed_on
+        is_feature = are_features(self._pairs[number], bits, kept)
         return None if is_feature or self._pairs.is_open(number) else number
 
     def _pass_projection(self, op: int, rows: range) -> None:
@@ -369,19 +372,15 @@ class Flow:
         """
         numbers = {n for row in rows if (n := self._pair_of_input(row)) is not None}
         out = self._facts.rows_out(op)[0]
-        survives = all(self._pairs[n].sides == SIDES for n in numbers) or self._mixes_heads(rows)
+        weights = [row for row in rows if self._pair_of_input(row) is None]
+        both = all(self._pairs[n].sides == SIDES for n in numbers)
+        survives = both or any(mixes_heads(self._facts, row) for row in weights)
         if survives and not self._are_projected(rows):
             self._carry_pair(op, rows)
             if out not in self._normalised:
                 self._projected.add(out)
             return
         self._forget_sides([out])
-
-    def _mixes_heads(self, rows: range) -> bool:
-        """Return whether a weight among some input rows makes as many of several heads."""
-        weights = [r for r in rows if self._pair_of_input(r) is None]
-        shapes = [self._facts.signature_of(r).shape for r in weights]
-        return any(len(shape) > 1 and shape[-1] == shape[-2] > 1 for shape in shapes)
 
     def _are_projected(self, rows: range) -> bool:
         """Return whether all scores among some input rows went through a projection."""

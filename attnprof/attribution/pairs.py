@@ -162,3 +162,19 @@ class Pairs:
             if number in self._aside:
                 whole.aside |= {*pair.firsts, *pair.between}
         return list(merged.values())
+
+
+def are_features(pair: Pair, bits: Bits, kept: Bits) -> bool:
+    """Return whether a factor of a product has a token's features times its own, and no state.
+
+    Those are in one dimension. So is a state that is handed on from chunk to chunk, by a matrix of
+    decays.
+
+    Args:
+        pair: What the factor belongs to.
+        bits: Where its dimensions come from.
+        kept: Where that comes from which the product keeps of it, and of the other factor.
+    """
+    is_handed_on = bool(kept) and kept[0] & SIDES == SIDES and not kept[1] & (SIDES | FEATURE)
+    in_one = any(bit & SIDES == SIDES for bit in bits)
+    return pair.pattern is Pattern.STATE and in_one and not is_handed_on

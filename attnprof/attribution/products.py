@@ -102,3 +102,9 @@ def factors(facts: Facts, op: int) -> tuple[int, int]:
     """Return the operand rows of a product's left and right factor."""
     first = int(facts.first_row[op]) + PRODUCTS.get(facts.short_names[facts.code[op]], 0)
     return first, first + 1
+
+
+def mixes_heads(facts: Facts, weight: int) -> bool:
+    """Return whether the weight in an input row makes as many of several heads."""
+    shape = facts.signature_of(weight).shape
+    return len(shape) > 1 and shape[-1] == shape[-2] > 1
