@@ -45,7 +45,8 @@ class _Parts:
     def may_have(self, heads: int, piece: AttentionCall) -> bool:
         """Return whether Q may have so many heads; more are the same heads again."""
         taken = piece.kv_heads * self.key_features if self.query == self.key else 0
-        return heads * piece.head_dim + taken <= self.query.features
+        own = heads * piece.head_dim
+        return own == self.query.features or own + taken <= self.query.features  # K may be Q
 
     def count_key_heads(self, heads: int, piece: AttentionCall) -> int:
         """Return how many heads K has if Q has so many: what of its features is not Q's."""

@@ -189,6 +189,12 @@ def test_heads_that_are_asked_one_by_one_share_what_is_one_head_of_keys() -> Non
     assert {name: row[name] for name in WHOLE} == WHOLE | {"kv_heads": 1}
 
 
+@pytest.mark.parametrize("mix", [queries, heads])
+def test_keys_may_be_the_queries_themselves(mix: Mix) -> None:
+    row = describe(Separate(lambda q, _, v: mix(q, q, v)))
+    assert {name: row[name] for name in WHOLE} == WHOLE
+
+
 class Grouped(nn.Module):
     """Six heads of Q, and two of K and V, are parts of one projection."""
 
