@@ -265,7 +265,7 @@ class Flow:
         is_normalised = bool(NORMALISING.fullmatch(name)) or self._are_all_in(
             self._normalised, rows
         )
-        is_projected = not is_normalised and self._are_projected(rows)
+        is_projected = not is_normalised and self._are_all_in(self._projected, rows)
         kept = False
         for row in self._facts.rows_out(op):
             # Indices found among scores (a top-k, a sort) are not scores, nor what they gather.
@@ -375,16 +375,12 @@ class Flow:
         weights = [row for row in rows if self._pair_of_input(row) is None]
         both = all(self._pairs[n].sides == SIDES for n in numbers)
         survives = both or any(mixes_heads(self._facts, row) for row in weights)
-        if survives and not self._are_projected(rows):
+        if survives and not self._are_all_in(self._projected, rows):
             self._carry_pair(op, rows)
             if out not in self._normalised:
                 self._projected.add(out)
             return
         self._forget_sides([out])
-
-    def _are_projected(self, rows: range) -> bool:
-        """Return whether all scores among some input rows went through a projection."""
-        return self._are_all_in(self._projected, rows)
 
     def _are_all_in(self, known: set[int], rows: range) -> bool:
         made = {int(self._facts.producer_row[row]) for row in rows} & self.pair_of.keys()
