@@ -2,8 +2,6 @@
 
 import os
 import platform
-import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -48,17 +46,6 @@ def describe_gpus() -> dict[str, Any]:
     return {
         "gpus": [torch.cuda.get_device_name(number) for number in numbers],
         "compute_capabilities": [torch.cuda.get_device_capability(number) for number in numbers],
-    }
-
-
-def describe_writer() -> dict[str, Any]:
-    """Return which process writes the run, so that a reader can tell whether it still lives."""
-    process = psutil.Process()
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "process_started": process.create_time(),
-        "command": sys.argv,
     }
 
 

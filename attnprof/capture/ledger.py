@@ -9,6 +9,7 @@ Known limitations:
 
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from attnprof.capture.recorder import Recorder, pack_event, pack_free
+from attnprof.capture.replacements import replacing
 from attnprof.store.schema import BORN, FOUND, RESIZED
 
 if TYPE_CHECKING:
@@ -185,3 +187,17 @@ def plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         yield tensor.values()
     elif tensor.layout is torch.strided:
         yield tensor
+
+
+@contextmanager
+def watching_resizes(ledger: Ledger) -> Iterator[None]:
+    """See `UntypedStorage.resize_`, which no operator shows and sharded training lives on."""
+    original = torch.UntypedStorage.resize_
+
+    def resize_(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        ledger.check_size(self)
+        return result
+
+    with replacing(torch.UntypedStorage, resize_=resize_):
+        yield

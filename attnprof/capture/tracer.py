@@ -7,26 +7,18 @@ import tempfile
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
-
-import torch
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from attnprof.capture.cuda import AllocatorHistory
 from attnprof.capture.detail import DetailSwitch
-from attnprof.capture.devices import (
-    describe_environment,
-    describe_gpus,
-    describe_writer,
-    sampling,
-)
+from attnprof.capture.devices import describe_environment, describe_gpus, sampling
 from attnprof.capture.dynamo import leave_alone
 from attnprof.capture.endings import status_of, text_of, without_own_frames
-from attnprof.capture.ledger import Ledger
+from attnprof.capture.ledger import Ledger, watching_resizes
 from attnprof.capture.main_thread import (
     do_in_main_thread,
     ending_on_sigterm,
@@ -35,9 +27,9 @@ from attnprof.capture.main_thread import (
 from attnprof.capture.modules import ModuleNames, ModuleWatch
 from attnprof.capture.optimizers import OptimizerWatch
 from attnprof.capture.recorder import Recorder
-from attnprof.capture.replacements import replacing
 from attnprof.capture.threads import ThreadModes, watch_backward
 from attnprof.errors import CaptureError
+from attnprof.store.process import describe_process
 from attnprof.store.schema import STEP
 from attnprof.store.writer import RunWriter, claim_directory
 from attnprof.vocabulary import Detail, Status
@@ -120,6 +112,13 @@ class Tracer:
         self._modes: ThreadModes | None = None
         self._thread: threading.Thread | None = None
         self._process = -1
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        """Say what to do instead of decorating a function: a trace is one run."""
+        raise TypeError(
+            "attnprof.trace() is no decorator, as a trace is of one run; write 'with "
+            'attnprof.trace("runs/name"):\' inside of the function'
+        )
 
     @property
     def run(self) -> "Run":
@@ -207,7 +206,7 @@ class Tracer:
             claim_directory(self._directory)
         info = {
             "environment": describe_environment(),
-            "writer": describe_writer(),
+            "writer": describe_process(),
             **self._info,
         }
         self._process = os.getpid()
@@ -231,7 +230,7 @@ class Tracer:
         enter(ModuleWatch(modes, names, recorder, detail).watching())
         self._optimizers = OptimizerWatch(names, ledger, recorder, detail)
         enter(self._optimizers.watching())
-        enter(_watch_resizes(ledger))
+        enter(watching_resizes(ledger))
         enter(watch_backward(modes, recorder, lambda: detail.is_on))
         enter(modes.covering())
 
@@ -345,20 +344,6 @@ def trace(
             cannot be written.
     """
     return Tracer(directory, samples_per_second=samples_per_second, detail=detail)
-
-
-@contextmanager
-def _watch_resizes(ledger: Ledger) -> Iterator[None]:
-    """See `UntypedStorage.resize_`, which no operator shows and sharded training lives on."""
-    original = torch.UntypedStorage.resize_
-
-    def resize_(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, *args, **kwargs)
-        ledger.check_size(self)
-        return result
-
-    with replacing(torch.UntypedStorage, resize_=resize_):
-        yield
 
 
 _held: Recorder | None = None

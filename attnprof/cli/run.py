@@ -112,7 +112,7 @@ def run(
 def _record(program: "Program", out: Path | None, samples_per_second: float, detail: Detail) -> int:
     """Run the program under a trace and return its exit code."""
     from attnprof.capture.tracer import Tracer
-    from attnprof.cli.program import end_program, enter_process, run_program
+    from attnprof.cli.program import end_program, enter_process
 
     enter_process(program.arguments, program.search_path)  # the run notes what was run
     here = os.getcwd()  # the program may go elsewhere; the user stays
@@ -121,25 +121,8 @@ def _record(program: "Program", out: Path | None, samples_per_second: float, det
     path = show_path(directory, here)
     path = path if path[0] != "-" else f"./{path}"  # else it would be taken for an option
     options: dict[str, Any] = {"samples_per_second": samples_per_second, "detail": detail.value}
-    tracer: Tracer | None = None
-    ended: BaseException | None = None
-    try:
-        with Tracer(directory, **options, command="'attnprof run'") as tracer:
-            try:
-                run_program(program)
-            except BaseException as error:
-                ended = error
-                raise  # the run notes how the program ended
-    except BaseException as error:
-        if tracer is None:  # recording could not begin, so the program never ran
-            if out is None:
-                with suppress(OSError):
-                    directory.rmdir()
-            raise
-        if error is not ended and isinstance(error, Exception):  # no affair of the program's
-            say(f"the run could not be written to its end: {error}")
-        else:
-            ended = error
+    tracer = Tracer(directory, **options, command="'attnprof run'")
+    ended = _run_traced(program, tracer, directory if out is None else None)
     code = 0 if ended is None else _INTERRUPTED
     with suppress(KeyboardInterrupt):  # a second one, while the first one's traceback is shown
         code = 0 if ended is None else end_program(ended)
@@ -150,6 +133,38 @@ def _record(program: "Program", out: Path | None, samples_per_second: float, det
         with _ignoring_interrupts():
             say(f"interrupted; the run is in {path}")
     return code
+
+
+def _run_traced(program: "Program", tracer: "Tracer", made: Path | None) -> BaseException | None:
+    """Run the program under a trace and return what it raised.
+
+    Args:
+        program: What to run.
+        tracer: The trace; it has not begun.
+        made: The directory that was made for the run, to go if recording cannot begin.
+    """
+    from attnprof.cli.program import run_program
+
+    has_begun = False
+    ended: BaseException | None = None
+    try:
+        with tracer:
+            has_begun = True
+            try:
+                run_program(program)
+            except BaseException as error:
+                ended = error
+                raise  # the run notes how the program ended
+    except BaseException as error:
+        if not has_begun:  # so the program never ran
+            if made is not None:
+                with suppress(OSError):
+                    made.rmdir()
+            raise
+        if error is ended or not isinstance(error, Exception):
+            return error
+        say(f"the run could not be written to its end: {error}")  # no affair of the program's
+    return ended
 
 
 @contextmanager

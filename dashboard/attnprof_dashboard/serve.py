@@ -1,5 +1,6 @@
 """Serve the dashboard on this machine."""
 
+import errno
 import socket
 import threading
 import webbrowser
@@ -101,10 +102,15 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         found.close()
         reason = getattr(error, "strerror", None) or error
-        raise CommandError(
-            f"cannot listen on {host}:{port}: {reason}; give another --port, or 0 for any that is "
-            "free"
-        ) from None
+        is_unknown = isinstance(error, socket.gaierror) or (
+            isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL
+        )
+        advice = (
+            "give a --host that is an address of this machine, or none for this machine alone"
+            if is_unknown
+            else "give another --port, or 0 for any that is free"
+        )
+        raise CommandError(f"cannot listen on {host}:{port}: {reason}; {advice}") from None
     return found
 
 

@@ -61,6 +61,13 @@ def test_refused_inner_trace_takes_no_directory(tmp_path: Path) -> None:
     assert not (tmp_path / "inner").exists()
 
 
+def test_trace_is_no_decorator(tmp_path: Path) -> None:
+    decorate: Any = attnprof.trace(tmp_path / "run")
+    with pytest.raises(TypeError, match="is no decorator, .* inside of the function"):
+        decorate(lambda: None)
+    assert not (tmp_path / "run").exists()
+
+
 def test_tracer_is_not_used_twice() -> None:
     with attnprof.trace() as tracer:
         torch.ones(3)

@@ -37,7 +37,9 @@ def test_dashboard_serves_the_address_it_prints(recorded: Path) -> None:
     [
         (["none"], "no directory none"),
         ([".", "--host", "0.0.0.0"], "--token"),
-        ([".", "--port", "99999"], "--port"),
+        ([".", "--port", "99999"], "give another --port"),
+        ([".", "--host", "nowhere.invalid", "--token", "0123456789abcdef"], "give a --host that"),
+        ([".", "--host", "192.0.2.1", "--token", "0123456789abcdef"], "give a --host that"),
     ],
 )
 def test_dashboard_refuses_in_one_line(tmp_path: Path, arguments: list[str], said: str) -> None:
