@@ -162,9 +162,32 @@ class RunWriter:
 
     def _write_info(self) -> None:
         # Replaced in one move: a reader sees the old file or the new one, never half of one.
+        data = json.dumps(self._info, indent=1).encode() + b"\n"
         new = self.path / (RUN_FILE + ".new")
-        new.write_text(json.dumps(self._info, indent=1) + "\n", encoding="utf-8")
-        new.replace(self.path / RUN_FILE)
+        try:
+            new.write_bytes(data)
+            new.replace(self.path / RUN_FILE)
+        except OSError:
+            with suppress(OSError):
+                new.unlink()
+            if not _overwrite(self.path / RUN_FILE, data):
+                raise
+
+
+def _overwrite(path: Path, data: bytes) -> bool:
+    """Put data into the blocks that a file has, which a full disk cannot refuse; return if it fits.
+
+    Block by block: a file of one is written at once.
+    """
+    try:
+        if len(data) > 512 * path.stat().st_blocks:
+            return False
+        with path.open("r+b", buffering=0) as file:
+            file.write(data)
+            file.truncate(len(data))
+    except OSError:
+        return False
+    return True
 
 
 def _to_array(values: Any, kind: pa.DataType) -> pa.Array:

@@ -1,5 +1,6 @@
 """What is written is what is read, while it is being written and after."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -89,6 +90,37 @@ def test_information_is_read_as_written(tmp_path: Path) -> None:
     assert run.info["environment"] == environment
     assert run.info["schema_version"] == SCHEMA_VERSION
     assert run.info["created"] <= run.info["ended"]
+
+
+def fill_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let new files take nothing, as on a full disk."""
+
+    def write_bytes(path: Path, data: bytes) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+
+
+def test_full_disk_takes_how_the_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = RunWriter(tmp_path, {"environment": {"attnprof": "1"}})
+    fill_disk(monkeypatch)
+    writer.close(Status.FAILED, recording_stopped="OSError: no space")
+    stored = open_run(tmp_path)
+    assert stored.status is Status.FAILED
+    assert stored.info["recording_stopped"] == "OSError: no space"
+    assert not list(tmp_path.glob("*.new"))
+
+
+def test_full_disk_keeps_the_file_that_a_longer_one_would_not_fit_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = RunWriter(tmp_path, {"environment": {"attnprof": "1"}})
+    before = (tmp_path / RUN_FILE).read_bytes()
+    fill_disk(monkeypatch)
+    with pytest.raises(OSError, match="No space left on device"):
+        writer.close(Status.FAILED, recording_stopped="long " * 100_000)
+    assert (tmp_path / RUN_FILE).read_bytes() == before
 
 
 def test_run_is_plain_arrow_and_json(tmp_path: Path) -> None:
