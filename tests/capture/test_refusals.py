@@ -63,7 +63,7 @@ def test_refused_inner_trace_takes_no_directory(tmp_path: Path) -> None:
 
 def test_trace_is_no_decorator(tmp_path: Path) -> None:
     decorate: Any = attnprof.trace(tmp_path / "run")
-    with pytest.raises(TypeError, match="is no decorator, .* inside of the function"):
+    with pytest.raises(TypeError, match=r"is no decorator, .* inside of the function"):
         decorate(lambda: None)
     assert not (tmp_path / "run").exists()
 
