@@ -115,6 +115,12 @@ def test_saved_timeline_has_the_instant_and_the_block(client: FlaskClient) -> No
     assert {row["category"] for row in own} == {"parameters"}
 
 
+def test_saved_ranks_invite_to_no_click(client: FlaskClient) -> None:
+    text = save(client, "ranks.html?run=job/rank-0")
+    assert "an even column is a balanced step." in text
+    assert "Click a step" not in text
+
+
 def test_saved_page_without_an_instant_has_no_list(client: FlaskClient) -> None:
     assert "Live at this instant" not in save(client, "timeline.html?run=train/eager")
 

@@ -118,10 +118,10 @@ def make_charts(subject: Subject, ranks: list[Rank]) -> list[Chart]:
         Chart(
             "heatmap",
             "Peak by rank and step",
-            "The highest instant of every step on every rank; an even column is a balanced step. "
-            "Click a step for what was live then.",
+            "The highest instant of every step on every rank; an even column is a balanced step.",
             Table(columns, rows),
             figure,
+            gestures="Click a step for what was live then.",
         ),
         Chart("ranks", "Ranks", "Each leads to its own timeline.", _tabulate(ranks)),
     ]
