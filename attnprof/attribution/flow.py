@@ -20,14 +20,7 @@ from attnprof.attribution.made_weights import MadeWeights
 from attnprof.attribution.origins import Origin, of_product
 from attnprof.attribution.outer import OUTER_OPS, OuterProducts
 from attnprof.attribution.output_bits import OutputBits
-from attnprof.attribution.pairs import (
-    Pair,
-    Pairs,
-    Pattern,
-    are_features,
-    has_clean_sides,
-    pattern_of,
-)
+from attnprof.attribution.pairs import Pair, Pairs, Pattern, has_clean_sides, pattern_of
 from attnprof.attribution.products import (
     CONVOLUTION,
     FILLED_ANEW,
@@ -265,7 +258,7 @@ class Flow:
         is_normalised = bool(NORMALISING.fullmatch(name)) or self._are_all_in(
             self._normalised, rows
         )
-        is_projected = not is_normalised and self._are_all_in(self._projected, rows)
+        is_projected = not is_normalised and self._are_projected(rows)
         kept = False
         for row in self._facts.rows_out(op):
             # Indices found among scores (a top-k, a sort) are not scores, nor what they gather.
@@ -359,7 +352,7 @@ class Flow:
         number = self._pair_of_input(row)
         if number is None or self._facts.producer_row[row] in self._normalised:
             return number
-        is_feature = are_features(self._pairs[number], bits, kept)
+        is_feature = self._pairs[number].has_features_in(bits, kept)
         return None if is_feature or self._pairs.is_open(number) else number
 
     def _pass_projection(self, op: int, rows: range) -> None:
@@ -375,12 +368,16 @@ class Flow:
         weights = [row for row in rows if self._pair_of_input(row) is None]
         both = all(self._pairs[n].sides == SIDES for n in numbers)
         survives = both or any(mixes_heads(self._facts, row) for row in weights)
-        if survives and not self._are_all_in(self._projected, rows):
+        if survives and not self._are_projected(rows):
             self._carry_pair(op, rows)
             if out not in self._normalised:
                 self._projected.add(out)
             return
         self._forget_sides([out])
+
+    def _are_projected(self, rows: range) -> bool:
+        """Return whether all scores among some input rows went through a projection."""
+        return self._are_all_in(self._projected, rows)
 
     def _are_all_in(self, known: set[int], rows: range) -> bool:
         made = {int(self._facts.producer_row[row]) for row in rows} & self.pair_of.keys()

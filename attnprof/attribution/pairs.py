@@ -55,6 +55,20 @@ class Pair:
             have |= bit
         return have & self.sides == self.sides
 
+    def has_features_in(self, bits: Bits, kept: Bits) -> bool:
+        """Return whether a factor of a product has a token's features times its own, and no state.
+
+        Those are in one dimension. So is a state that is handed on from chunk to chunk, by a matrix
+        of decays.
+
+        Args:
+            bits: Where the factor's dimensions come from.
+            kept: Where that comes from which the product keeps of it, and of the other factor.
+        """
+        is_handed_on = bool(kept) and kept[0] & SIDES == SIDES and not kept[1] & (SIDES | FEATURE)
+        in_one = any(bit & SIDES == SIDES for bit in bits)
+        return self.pattern is Pattern.STATE and in_one and not is_handed_on
+
 
 def pattern_of(
     free: Bits, contracted: tuple[int, int], depth: int, *, is_certain: Sequence[bool]
@@ -162,19 +176,3 @@ class Pairs:
             if number in self._aside:
                 whole.aside |= {*pair.firsts, *pair.between}
         return list(merged.values())
-
-
-def are_features(pair: Pair, bits: Bits, kept: Bits) -> bool:
-    """Return whether a factor of a product has a token's features times its own, and no state.
-
-    Those are in one dimension. So is a state that is handed on from chunk to chunk, by a matrix of
-    decays.
-
-    Args:
-        pair: What the factor belongs to.
-        bits: Where its dimensions come from.
-        kept: Where that comes from which the product keeps of it, and of the other factor.
-    """
-    is_handed_on = bool(kept) and kept[0] & SIDES == SIDES and not kept[1] & (SIDES | FEATURE)
-    in_one = any(bit & SIDES == SIDES for bit in bits)
-    return pair.pattern is Pattern.STATE and in_one and not is_handed_on
