@@ -98,8 +98,9 @@ def _tell_what_is_there(path: Path) -> str:
     runs = sorted(found.parent for found in path.glob(f"*/{RUN_FILE}"))
     if not runs:
         return f"it has no {RUN_FILE}; {_READ_FIRST}"
-    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
-    return f"it holds {count}; give one of them, such as {runs[-1]}"
+    if len(runs) == 1:
+        return f"it holds a run; give {runs[0]}"
+    return f"it holds {len(runs)} runs; give one of them, such as {runs[-1]}"
 
 
 def open_run(path: str | Path) -> StoredRun:

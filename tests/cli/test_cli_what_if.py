@@ -114,6 +114,8 @@ def test_what_if_of_a_folder_of_runs_names_one(
         f"attnprof: no run at {tmp_path}: it holds 2 runs; give one of them, such as "
         f"{tmp_path / 'b'}\n"
     )
+    shutil.rmtree(tmp_path / "b")
+    assert f"it holds a run; give {tmp_path / 'a'}\n" in run_main(capsys, "what-if", tmp_path)[2]
 
 
 def test_what_if_reads_lengths_as_other_commands_do(
