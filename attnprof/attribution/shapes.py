@@ -25,8 +25,10 @@ def read_shapes(facts: Facts, flow: Flow, pair: Pair, call: AttentionCall) -> No
     left_factor, right_factor = factors(facts, second)
     consumed = flow.bits_of_input(operand)
     contracted = consumed[-1] if operand == left_factor else consumed[-2]
-    key_side = contracted & SIDES or (RIGHT if pair.sides == SIDES else pair.sides)
     columns = facts.signature_of(operand).shape[-1 if operand == left_factor else -2]
+    key_side = contracted & SIDES or (RIGHT if pair.sides == SIDES else pair.sides)
+    if columns == 1 and is_product(facts, second):  # a single key leaves no bit
+        key_side = SIDES & ~pair.sides or RIGHT
     sided = _find_key_dims(bits, key_side)
     key_dims = sided
     if is_product(facts, second):
