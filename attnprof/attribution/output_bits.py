@@ -35,16 +35,19 @@ class OutputBits:
             leading: Those of its input rows that are furthest from being constant.
         """
         facts = self._facts
-        shapes = [facts.signature_of(row).shape for row in out[:1]]
-        alike = [row for row in scores if facts.signature_of(row).shape in shapes]
-        ranks = [len(shape) for shape in shapes]
+        if scores:
+            shapes = [facts.signature_of(row).shape for row in out[:1]]
+            if alike := [row for row in scores if facts.signature_of(row).shape in shapes]:
+                return alike
+        if len(leading) < 2 or not any(is_index(facts, row) for row in leading):
+            return leading
+        ranks = [len(facts.signature_of(row).shape) for row in out[:1]]
         values = [
             row
             for row in leading
             if len(facts.signature_of(row).shape) in ranks and not is_index(facts, row)
         ]
-        has_index = any(is_index(facts, row) for row in leading)
-        return alike or (values if has_index and values else leading)
+        return values or leading
 
     def find(self, row: int, kind: int, rows: range, bits: list[Bits], heard: list[int]) -> Bits:
         """Return the bits of an output row.
@@ -77,9 +80,11 @@ class OutputBits:
 
         Each was made from the one before, so that they are tokens: heads are not.
         """
+        if len(rows) < _FEWEST_STEPS:  # as of nearly all ops
+            return -1
         facts = self._facts
         name = facts.short_names[facts.code[facts.row_op[row]]]
-        if name not in ("stack", "cat") or len(rows) < _FEWEST_STEPS:
+        if name not in ("stack", "cat"):
             return -1
         out, piece = facts.signature_of(row).shape, facts.signature_of(rows[0]).shape
         one = 1 if name == "cat" else 0

@@ -74,6 +74,8 @@ def join_pieces(facts: Facts, flow: Flow, calls: list[AttentionCall]) -> None:
         if scope >= 0 and call.kind in _WITH_ALL_KEYS and not is_empty:
             together.setdefault((call.layer, scope, call.kind), []).append(call)
     several = [group for group in together.values() if len(group) > 1]
+    if not several:
+        return
     sequences = Sequences(facts, flow, [call for group in several for call in group])
     for group in several:
         operands = [_find_operands(facts, call) for call in group]

@@ -47,6 +47,10 @@ class Unfolded:
         """
         facts = self._facts
         shape = facts.signature_of(out).shape
+        for row in rows:  # nearly always there is one of the very shape
+            if facts.signature_of(row).shape == shape and not is_index(facts, row):
+                self.lay_out(out, self._unfold_input(row))
+                return
         given = {row: facts.signature_of(row).shape for row in rows if not is_index(facts, row)}
         differing = {
             row: [i for i, (a, b) in enumerate(zip(sizes, shape, strict=True)) if a != b]
