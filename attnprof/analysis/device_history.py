@@ -136,7 +136,8 @@ def read_histories(
 
 def _list_private(columns: dict[str, Ints], device: int, rows: Ints) -> PrivateSegments:
     """Return what was listed of a device's private segments, in terms of its own events."""
-    own = {name: values[columns["device"] == device] for name, values in columns.items()}
+    is_own = columns["device"] == device
+    own = {name: values[is_own] for name, values in columns.items()}
     return PrivateSegments(
         event=np.searchsorted(rows, own["event"]),
         address=own["address"],

@@ -80,7 +80,7 @@ class FailedRequest:
 
         The request is taken for one of the pool that everyone shares; few releases of torch say it.
         """
-        return self.missing_bytes <= 0
+        return not self.missing_bytes
 
     @property
     def missing_bytes(self) -> int:

@@ -29,7 +29,7 @@ from attnprof.capture.cuda_counters import (
 )
 from attnprof.capture.endings import text_of
 from attnprof.capture.recorder import Recorder
-from attnprof.store.schema import RESUMED, SEED, SEGMENT_SEED
+from attnprof.store.schema import RESUMED, SEED, SEGMENT_SEED, SHARED_POOL
 
 RING_EVENTS = 1_000_000
 """Events the allocator keeps between two commits; a step of a large model makes some 10 000."""
@@ -39,9 +39,6 @@ OP_PREFIX = "attnprof:"
 
 _TAKES_SEGMENTS = {"segment_alloc", "segment_map"}
 _GIVES_SEGMENTS = {"segment_free", "segment_unmap"}
-_NO_POOL = (0, 0)
-"""The number of the pool that everyone shares."""
-
 IDLE_EVENTS = 1000
 """Events the allocator keeps while steps are only counted: enough to hold a failed request."""
 
@@ -250,7 +247,7 @@ class AllocatorHistory:
         found: set[tuple[int, ...]] = set()
         for segment in snapshot["segments"]:
             pool = _find_pool(segment)
-            if pool != _NO_POOL:
+            if pool != SHARED_POOL:
                 number = self._pools.setdefault(pool, len(self._pools) + 1)
                 device = self._recorder.find_device(torch.device("cuda", segment["device"]))
                 found.add((device, segment["address"], segment["total_size"], number))
@@ -266,13 +263,13 @@ class AllocatorHistory:
     def _read_pools(self) -> None:
         """Note what private pools (of CUDA graphs, ``torch.cuda.MemPool``) hold in the end."""
         for segment in torch.cuda.memory._snapshot()["segments"]:
-            if _find_pool(segment) != _NO_POOL:
+            if _find_pool(segment) != SHARED_POOL:
                 counted = self.info["devices"][f"cuda:{segment['device']}"]["end"]
                 counted["private_bytes"] = counted.get("private_bytes", 0) + segment["total_size"]
 
 
 def _find_pool(segment: dict[str, Any]) -> tuple[int, int]:
-    first, second = segment.get("segment_pool_id", _NO_POOL)
+    first, second = segment.get("segment_pool_id", SHARED_POOL)
     return first, second
 
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attnprof.analysis.allocator import AllocatorSettings, CachingAllocator
+from attnprof.store.schema import SHARED_POOL
 
 Frame = dict[str, Any]
 Entry = dict[str, Any]
 
-_POOL_ID = (0, 0)
 _SMALL_SEGMENT_BYTES = 2 * 2**20
 
 
@@ -143,7 +143,7 @@ class SnapshotBuilder:
             "time_us": time_us,
             "compile_context": "N/A",
             "user_metadata": "",
-            "pool_id": _POOL_ID,
+            "pool_id": SHARED_POOL,
             "frames": frames,
         }
         if category is not None:
@@ -181,7 +181,7 @@ def _describe_segments(number: int, device: _Device) -> list[Entry]:
                 "requested_size": sum(b["requested_size"] for b in live),
                 "stream": stream,
                 "segment_type": "small" if size == _SMALL_SEGMENT_BYTES else "large",
-                "segment_pool_id": _POOL_ID,
+                "segment_pool_id": SHARED_POOL,
                 "is_expandable": False,
                 "frames": [],
                 "blocks": blocks,

@@ -20,15 +20,7 @@ from attnprof.analysis.allocator.history import (
 )
 from attnprof.analysis.allocator.segments import cut
 from attnprof.errors import SnapshotError
-from attnprof.interop.snapshot import (
-    SHARED_POOL,
-    Block,
-    Ints,
-    Segment,
-    Snapshot,
-    Trace,
-    read_snapshot,
-)
+from attnprof.interop.snapshot import Block, Ints, Segment, Snapshot, Trace, read_snapshot
 from attnprof.interop.unpickle import load_plain, without_garbage_collection
 from attnprof.store.process import describe_process
 from attnprof.store.schema import (
@@ -39,6 +31,7 @@ from attnprof.store.schema import (
     RUN_FILE,
     SEED,
     SEGMENT_SEED,
+    SHARED_POOL,
     TABLES_DIR,
 )
 from attnprof.store.writer import RunWriter, claim_directory

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from attnprof.errors import SnapshotError
+from attnprof.store.schema import SHARED_POOL
 
 Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -26,8 +27,6 @@ MOST_US = 2**53
 """Microseconds that are still 64 bits as nanoseconds."""
 _MOST_CHARACTERS = 4096
 """Of a name; those of C++ templates are long."""
-SHARED_POOL = (0, 0)
-"""What torch calls the pool that everyone shares; others are of CUDA graphs and `MemPool`."""
 _NO_CONTEXT = ("", "N/A", None)
 
 

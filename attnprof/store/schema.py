@@ -51,6 +51,9 @@ SEGMENT_SEED = "segment_seed"
 RESUMED = "resumed"
 """The history was off for a while and goes on; seeds follow for all that is there by now."""
 
+SHARED_POOL = (0, 0)
+"""What torch calls the pool that everyone shares; others are of CUDA graphs and `MemPool`."""
+
 NO_NODE = -1
 """`ops.node` outside backward. An accumulation into a parameter's gradient is ``-2 - storage``."""
 

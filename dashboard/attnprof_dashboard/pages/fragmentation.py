@@ -149,13 +149,17 @@ def _draw_segments(subject: Subject, found: dict[str, Any]) -> Chart:
         f"At {at:.6f} s, {when}: a row per segment, {which}. Pale, with an edge, is free, and can "
         "serve nothing larger than itself."
     )
-    if any(segment["private_pool"] for segment in found["segments"]):
+    if _has_private_pools(found):
         why += (
             " What is free in a private pool, of a CUDA graph or of torch.cuda.MemPool, serves "
             "that pool alone."
         )
     figure = draw_segments(found["segments"], scheme=subject.scheme)
     return Chart("segments", "Segments", why, Table(columns, rows), figure)
+
+
+def _has_private_pools(found: dict[str, Any]) -> bool:
+    return any(segment["private_pool"] for segment in found["segments"])
 
 
 def _list_holders(failure: dict[str, Any]) -> Chart:
@@ -198,7 +202,7 @@ def _list_ends(subject: Subject, found: dict[str, Any]) -> Chart:
         "Simulated: the same requests with less memory than was reserved. The first one that "
         "fails, what the device has left, and what is free in pieces that are of no use."
     )
-    if any(segment["private_pool"] for segment in found["segments"]):
+    if _has_private_pools(found):
         why += " Blocks of private pools are put where all others are, which needs less memory."
     return Chart("ends", "What it would die of with less", why, Table(columns, rows))
 
